@@ -1,0 +1,55 @@
+# The commands of this repository. `make test` needs python3 (3.11 or newer) with its venv module, and nothing else.
+VENV ?= .venv
+PYTHON ?= python3
+# `make install TORCH=cpu`, once and first, takes the small build of PyTorch without CUDA (0.2 GB instead of 5 GB).
+TORCH ?= default
+
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install test test-all lint types format check lock clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml requirements.lock requirements-torch.lock
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+ifeq ($(TORCH),cpu)
+	$(UV) pip install --python $(PY) --torch-backend=cpu $$(grep -E '^(torch|torchvision)==' requirements-torch.lock | sed 's/ ;.*//')
+else
+	$(UV) pip install --python $(PY) -r requirements-torch.lock
+endif
+	$(UV) pip install --python $(PY) -r requirements.lock
+	$(UV) pip install --python $(PY) --no-deps --editable .
+	touch $@
+
+test: install
+	$(PY) -m pytest -m "not slow" -n 2
+
+test-all: install
+	$(PY) -m pytest -n 2
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: install
+	$(PY) -m mypy
+
+format: install
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+check: lint types test
+
+# PyTorch and the CUDA packages it brings stand in a lock of their own, so that a machine without a GPU can leave them.
+lock:
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+		--extra dev pyproject.toml --output-file .lock.all
+	grep -E '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' .lock.all > requirements-torch.lock
+	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+|sonobreast)==|^-e ' .lock.all > requirements.lock
+	rm .lock.all
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache
