@@ -1,0 +1,1 @@
+"""Images in: readers of the published layouts, the manifest, splits, preprocessing."""

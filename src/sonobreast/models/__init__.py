@@ -1,0 +1,1 @@
+"""Networks: names of the papers, weights, heads."""
