@@ -337,7 +337,7 @@ def _f1(items: list[_Item]) -> Iterator[Finding]:
                 "above that mean"
             )
             if not item.is_class:
-                message += ", nor is its average over classes, folds or runs, unless every column averages differently"
+                message += ", nor is its average over classes, folds or runs, unless the columns average differently"
             yield item.finding("f1-above-mean", "error", "f1", message)
         elif f1[0] > high or (item.is_class and f1[1] < low):
             message = f"2 × {p:.4f} × {r:.4f} / ({p:.4f} + {r:.4f}) = {float(harmonic(*middle)):.4f}; {printed}"
@@ -447,10 +447,10 @@ def _matrix_finding(group: list[_Item], accuracies: list[_Item]) -> Finding:
     )
     if low > size or high < size:
         parts = ", ".join(
-            f"{item.row.label} {a}" + (f" to {b}" if b > a else "") for item, (a, b) in zip(group, ranges, strict=True)
+            f"{item.row.label}: {a}" + (f" to {b}" if b > a else "") for item, (a, b) in zip(group, ranges, strict=True)
         )
         total = f"{low}" if low == high else f"{low} to {high}"
-        message += f": the precisions and recalls ask for {parts} predicted images, together {total}, not {size}"
+        message += f": the precisions and recalls ask for so many images called {parts}; together {total}, not {size}"
     elif accuracies:
         message += f", the accuracy of {' and '.join(item.shown('accuracy') for item in accuracies)} included"
     return replace(group[0].finding("no-confusion-matrix", "error", "", message), row=_configuration(group[0]))

@@ -84,7 +84,8 @@ def read_tables(path: str | Path) -> ReadTables:
       folds. Without `n` the classes listed are taken for all classes.
     - `best`: yes, where the paper calls the row the best of the table; `architecture`, the best optimizer of its
       architecture. `ci_low`, `ci_high` or `ci`: filled in where an interval is printed.
-    - Wide: `train`, `validation`, `test` (also `test_accuracy`, `accuracy_test`) with `n_train`, ...;
+    - Wide: `train`, `validation`, `test` (also `test_accuracy`, `accuracy_test`) with `n_train`, ... (`n` and
+      `best` are then about testing);
       `precision_benign` or `benign_precision`, ..., `support_benign`.
     - Tables of counts: `class` and `count`, or `class` and `train`, `validation`, `test`, `total` without a
       configuration; the line of the sums has the class "total".
@@ -309,8 +310,12 @@ def _tables(
                     moved = (c.field in in_percent) - (sign or percent[c.header])
                     value = value.scaleb(2 * moved) if moved else value
                 parts.setdefault((c.subset, c.label), {})[c.field] = value if c.field in METRICS else int(value)
+        if ("test", "") in parts and set(parts.get(("", ""), {})) == {"n"}:
+            parts["test", ""] = parts.pop(("", "")) | parts["test", ""]
         for (subset, label), fields in parts.items():
-            row = replace(base, subset=subset or base.subset, label=label or base.label, **fields)
+            # A line that is called best is so in testing; its training figures claim nothing.
+            best = base.best if subset in ("", "test") else ""
+            row = replace(base, subset=subset or base.subset, label=label or base.label, best=best, **fields)
             rows.setdefault(place, []).append(_report_line(row, in_percent))
     for (paper, name), found in rows.items():
         yield Table(paper, name, tuple(_settle(path, found, notes)), in_percent)
