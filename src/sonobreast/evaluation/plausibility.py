@@ -5,8 +5,8 @@ images exist inside all of its intervals at once. Every check gives the benefit 
 intervals, any averaging over classes), so an error says that some number or statement in the print must be wrong. It
 does not say which, and no check can show that a table is right.
 
-All checks assume numbers that are rounded, not cut off, and one test set that every row shares. Means over folds or seeds are no k/n: leave `n` and `support`
-empty for these, and the checks that need them are named as not made.
+All checks assume numbers that are rounded, not cut off, and one test set that every row shares. Means over folds or
+seeds are no k/n: leave `n` and `support` empty for these, and the checks that need them are named as not made.
 """
 
 from __future__ import annotations
