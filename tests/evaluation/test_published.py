@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import published
-from sonobreast.evaluation.plausibility import CODES, SEVERITIES, Finding, check, check_csv, check_paper, render_text
+from sonobreast.evaluation.plausibility import check, check_csv, check_paper
 from sonobreast.evaluation.published import PAPERS, Row, Table
 from sonobreast.evaluation.rounding import (
     ClassFigures,
@@ -28,6 +28,7 @@ from sonobreast.evaluation.rounding import (
     span,
     wilson,
 )
+from sonobreast.evaluation.table_findings import CODES, SEVERITIES, Finding, render_text
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "table.csv"
 
@@ -429,6 +430,7 @@ class TestNumbers:
 class TestFiles:
     def test_the_example(self) -> None:
         findings = check_csv(EXAMPLE)
+        assert "(0.9100 + 1.0000) / 2 = 0.9550" in render_text(findings)
         assert problems(findings) == ["f1-above-mean", "recalls-contradict-accuracy", "cannot-be-significant"]
         assert [f.column for f in findings if f.code == "scale-read"] == ["precision", "recall", "f1", "accuracy"]
 

@@ -5,16 +5,15 @@ images exist inside all of its intervals at once. Every check gives the benefit 
 intervals, any averaging over classes), so an error says that some number or statement in the print must be wrong. It
 does not say which, and no check can show that a table is right.
 
-All checks assume one test set that every row shares. Means over folds or seeds are no k/n: leave `n` and `support`
-empty for these, and the checks that need them are named as not made.
+All checks assume numbers that are rounded, not cut off, and one test set that every row shares. Means over folds or
+seeds are no k/n: leave `n` and `support` empty for these, and the checks that need them are named as not made.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -23,103 +22,13 @@ from typing import Any
 from sonobreast.evaluation.published import METRICS, SUBSETS, TOTAL, Row, Table, paper
 from sonobreast.evaluation.rounding import (
     ClassFigures,
-    Span,
     counts_in,
     harmonic,
     matrix_exists,
     smallest_mcnemar_p,
-    span,
     wilson,
 )
-
-CODES: dict[str, str] = {
-    "out-of-scale": "a value outside its scale",
-    "counts-do-not-sum": "counts that do not sum to the printed total",
-    "supports-differ": "class sizes of two tables, or of the classes and all images, that differ",
-    "accuracy-no-count": "an accuracy that is no whole number of the stated images",
-    "recall-no-count": "a recall that is no whole number of the images of its class",
-    "precision-no-count": "a precision that no whole number of predicted images gives",
-    "f1-above-mean": "an F1 above the mean of precision and recall",
-    "f1-above-harmonic": "an average F1 above the harmonic mean of average precision and recall",
-    "f1-not-harmonic": "an F1 of a class that is not the harmonic mean of its precision and recall",
-    "recalls-contradict-accuracy": "recalls and supports that give another accuracy than the printed one",
-    "no-confusion-matrix": "figures that no single confusion matrix gives together",
-    "tables-disagree": "two places that print different values of the same figure",
-    "best-is-not-best": "a row called best that another row beats",
-    "tie-called-best": "a row called best that another row equals",
-    "cannot-be-significant": "a difference of so few images that no exact McNemar test can reach 0.05",
-    "no-interval": "an accuracy printed without its interval",
-    "scale-read": "how the scale of a column was read",
-    "column-ignored": "a column that no check uses",
-    "not-checked": "a check that the table does not give enough figures for",
-}
-SEVERITIES = ("error", "warning", "note", "skipped")
-# Rows of scikit-learn's classification report that are not classes.
-AVERAGES = frozenset({"", "macro avg", "weighted avg", "micro avg", "samples avg"})
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, doubtful or missing in a table.
-
-    Attributes
-    ----------
-    code : str
-        A key of `CODES`; stable between versions.
-    severity : str
-        "error": a printed number or statement must be wrong. "warning": it may be right, but does not carry what is
-        said with it. "note": missing, or how it was read. "skipped": a check that could not be made.
-    paper, table, row, column : str
-        Where; "" where it is about all of them.
-    message : str
-        What is wrong in plain words, with the arithmetic.
-    """
-
-    code: str
-    severity: str
-    paper: str
-    table: str
-    row: str
-    column: str
-    message: str
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A row with its table: what every check walks over."""
-
-    table: Table
-    row: Row
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        # A table that names no subset means the test set.
-        return self.row.architecture, self.row.optimizer, self.row.subset or "test"
-
-    @property
-    def is_class(self) -> bool:
-        return self.row.label not in AVERAGES and self.row.label != TOTAL
-
-    def cell(self, metric: str) -> Decimal | None:
-        value: Decimal | None = getattr(self.row, metric)
-        return value
-
-    def span(self, metric: str) -> Span | None:
-        cell = self.cell(metric)
-        return None if cell is None else span(cell, metric in self.table.percent)
-
-    def shown(self, metric: str) -> str:
-        return f"{self.cell(metric)}" + (" %" if metric in self.table.percent else "")
-
-    def finding(self, code: str, severity: str, column: str, message: str) -> Finding:
-        return Finding(code, severity, self.table.paper, self.table.name, row_name(self.row), column, message)
-
-
-def row_name(row: Row) -> str:
-    """A row in words: "MobileNetV2 + sgdm, test, benign (line 7)"."""
-    configuration = " + ".join(part for part in (row.architecture, row.optimizer) if part)
-    name = ", ".join(part for part in (configuration, row.subset, row.label) if part)
-    return f"{name} (line {row.line})".strip() if row.line is not None else name
+from sonobreast.evaluation.table_findings import Finding, Item, row_name
 
 
 def check(*tables: Table) -> list[Finding]:
@@ -137,12 +46,12 @@ def check(*tables: Table) -> list[Finding]:
     """
     findings: list[Finding] = []
     for name in dict.fromkeys(table.paper for table in tables):
-        items: list[_Item] = []
+        items: list[Item] = []
         for table in tables:
             if table.paper == name:
                 findings += _counts(table)
                 findings += (found := list(_scale(table)))
-                items += [_Item(table, row) for row in (_on_scale(table) if found else table.rows)]
+                items += [Item(table, row) for row in (_on_scale(table) if found else table.rows)]
         groups = _class_groups(items)
         items = [_with_n(item, groups) for item in items]
         findings += _supports(items, groups)
@@ -178,28 +87,8 @@ def check_csv(path: str | Path) -> list[Finding]:
     return notes + check(*read.tables)
 
 
-def render_text(findings: Iterable[Finding], width: int = 100) -> str:
-    """The findings as text for a terminal: by paper, the gravest first, and a last line that counts them."""
-    findings = list(findings)
-    if not findings:
-        return "Nothing found. That does not show that the figures are right."
-    lines: list[str] = []
-    for name in dict.fromkeys(finding.paper for finding in findings):
-        lines += [name, "=" * len(name)]
-        for finding in sorted((f for f in findings if f.paper == name), key=lambda f: SEVERITIES.index(f.severity)):
-            where = " | ".join(part for part in (finding.table, finding.row, finding.column) if part)
-            lines.append(f"{finding.severity:<8}{finding.code}" + (f" [{where}]" if where else ""))
-            lines += textwrap.wrap(finding.message, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
-        lines.append("")
-    severities = [finding.severity for finding in findings]
-    words = {"error": ("error", "errors"), "warning": ("warning", "warnings"), "note": ("note", "notes")}
-    counted = [f"{severities.count(s)} {words[s][severities.count(s) != 1]}" for s in words]
-    lines.append(", ".join(counted) + f"; {severities.count('skipped')} not checked")
-    return "\n".join(lines)
-
-
 def _scale(table: Table) -> Iterator[Finding]:
-    for item in (_Item(table, row) for row in table.rows):
+    for item in (Item(table, row) for row in table.rows):
         for metric in METRICS:
             cell = item.cell(metric)
             top = 100 if metric in table.percent else 1
@@ -249,7 +138,7 @@ def _counts(table: Table) -> Iterator[Finding]:
                 continue
             fits = {name: printed - (total - count) for name, count in numbers.items()}
             hints = [f"{n} {fits[n]} for {numbers[n]}" for n in fits if _one_digit_apart(numbers[n], fits[n])]
-            yield _Item(table, row).finding(
+            yield Item(table, row).finding(
                 "counts-do-not-sum",
                 "error",
                 "count",
@@ -262,28 +151,28 @@ def _one_digit_apart(a: int, b: int) -> bool:
     return len(str(a)) == len(str(b)) and sum(x != y for x, y in zip(str(a), str(b), strict=True)) == 1
 
 
-def _class_groups(items: list[_Item]) -> list[list[_Item]]:
+def _class_groups(items: list[Item]) -> list[list[Item]]:
     """The classes of one configuration in one table, where their sizes are printed."""
-    groups: dict[tuple[str, tuple[str, str, str]], list[_Item]] = {}
+    groups: dict[tuple[str, tuple[str, str, str]], list[Item]] = {}
     for item in items:
         if item.is_class and item.row.support is not None:
             groups.setdefault((item.table.name, item.key), []).append(item)
     return list(groups.values())
 
 
-def _size(group: list[_Item]) -> int:
+def _size(group: list[Item]) -> int:
     return sum(item.row.support or 0 for item in group)
 
 
-def _with_n(item: _Item, groups: list[list[_Item]]) -> _Item:
+def _with_n(item: Item, groups: list[list[Item]]) -> Item:
     """Where a table prints an accuracy without n, the classes beside it say it; a single class may not be all."""
     if item.row.n is not None or item.row.accuracy is None or item.is_class:
         return item
     sizes = {_size(group) for group in groups if len(group) > 1 and group[0].key == item.key}
-    return _Item(item.table, replace(item.row, n=sizes.pop())) if len(sizes) == 1 else item
+    return Item(item.table, replace(item.row, n=sizes.pop())) if len(sizes) == 1 else item
 
 
-def _supports(items: list[_Item], groups: list[list[_Item]]) -> Iterator[Finding]:
+def _supports(items: list[Item], groups: list[list[Item]]) -> Iterator[Finding]:
     planned = {(i.row.label, i.row.subset): i for i in items if i.row.count is not None and i.row.subset in SUBSETS}
     for item in (item for group in groups for item in group):
         plan = planned.get((item.row.label, item.key[2]))
@@ -298,12 +187,12 @@ def _supports(items: list[_Item], groups: list[list[_Item]]) -> Iterator[Finding
                 yield group[0].finding("supports-differ", "error", "support", message)
 
 
-def _accuracy_counts(items: list[_Item]) -> Iterator[Finding]:
+def _accuracy_counts(items: list[Item]) -> Iterator[Finding]:
     for item in items:
         interval, n = item.span("accuracy"), item.row.n
         if interval is None or not n or item.is_class or counts_in(interval, n):
             continue
-        exact = (interval[0] + interval[1]) / 2 * n
+        exact = (item.value("accuracy") or Fraction(0)) * n
         below = math.floor(exact)
         neighbours = " and ".join(f"{k}/{n} = {100 * k / n:.2f} %" for k in (below, below + 1))
         training = item.row.subset == "train"
@@ -316,7 +205,7 @@ def _accuracy_counts(items: list[_Item]) -> Iterator[Finding]:
         )
 
 
-def _f1(items: list[_Item]) -> Iterator[Finding]:
+def _f1(items: list[Item]) -> Iterator[Finding]:
     """F1 against precision and recall.
 
     For a class F1 is their harmonic mean. The harmonic mean is concave, so by Jensen's inequality no average of F1
@@ -327,7 +216,7 @@ def _f1(items: list[_Item]) -> Iterator[Finding]:
         if precision is None or recall is None or f1 is None:
             continue
         low, high = harmonic(precision[0], recall[0]), harmonic(precision[1], recall[1])
-        middle = [sum(ends, Fraction(0)) / 2 for ends in (precision, recall)]
+        middle = [item.value(metric) or Fraction(0) for metric in ("precision", "recall")]
         p, r = map(float, middle)
         mean = (p + r) / 2
         printed = f"F1 is printed as {item.shown('f1')}"
@@ -348,13 +237,13 @@ def _f1(items: list[_Item]) -> Iterator[Finding]:
                 yield item.finding("f1-above-harmonic", "error", "f1", message)
 
 
-def _complete(group: list[_Item], items: list[_Item]) -> bool:
+def _complete(group: list[Item], items: list[Item]) -> bool:
     """Whether these are all classes of the subset: as many images as are stated, or at least two classes."""
     stated = {item.row.n for item in items if item.key == group[0].key and item.row.n is not None}
     return stated == {_size(group)} or (not stated and len(group) > 1)
 
 
-def _class_figures(group: list[_Item], accuracies: list[_Item], complete: bool) -> Iterator[Finding]:
+def _class_figures(group: list[Item], accuracies: list[Item], complete: bool) -> Iterator[Finding]:
     """Whole numbers of images behind the figures of the classes: each alone, their sum, then all together."""
     size = _size(group)
     alone = [finding for item in group for finding in _class_alone(item, size if complete else None)]
@@ -380,12 +269,12 @@ def _class_figures(group: list[_Item], accuracies: list[_Item], complete: bool) 
             return
 
 
-def _class_alone(item: _Item, size: int | None) -> Iterator[Finding]:
+def _class_alone(item: Item, size: int | None) -> Iterator[Finding]:
     support = item.row.support or 0
     recall, precision = item.span("recall"), item.span("precision")
     hits = counts_in(recall, support) if recall is not None else range(support + 1)
     if support and not hits and recall is not None:
-        below = math.floor((recall[0] + recall[1]) / 2 * support)
+        below = math.floor((item.value("recall") or Fraction(0)) * support)
         near = " and ".join(f"{k}/{support} = {k / support:.4f}" for k in (below, below + 1))
         message = f"no number of {support} images gives {item.shown('recall')}; the nearest are {near}"
         yield item.finding("recall-no-count", "error", "recall", message)
@@ -396,7 +285,7 @@ def _class_alone(item: _Item, size: int | None) -> Iterator[Finding]:
             if k and math.ceil(k / precision[1]) <= min(math.floor(k / precision[0]), most):
                 return
         found = f"{hits[0]} to {hits[-1]}" if len(hits) > 1 else f"{hits[0]}"
-        middle = (precision[0] + precision[1]) / 2
+        middle = item.value("precision") or precision[1]
         tried = [Fraction(k, math.floor(k / middle) + more) for k in hits[-3:] if k for more in (0, 1)]
         nearest = min(tried, key=lambda value: abs(value - middle), default=None)
         message = (
@@ -407,11 +296,11 @@ def _class_alone(item: _Item, size: int | None) -> Iterator[Finding]:
         yield item.finding("precision-no-count", "error", "precision", message)
 
 
-def _f1_agrees(item: _Item) -> bool:
+def _f1_agrees(item: Item) -> bool:
     return not any(True for _ in _f1([item]))
 
 
-def _recalls_finding(group: list[_Item], item: _Item, counts: list[range]) -> Finding:
+def _recalls_finding(group: list[Item], item: Item, counts: list[range]) -> Finding:
     size, low, high = _size(group), sum(c[0] for c in counts), sum(c[-1] for c in counts)
     parts = " + ".join(f"{c[0]}" if len(c) == 1 else f"({c[0]} to {c[-1]})" for c in counts)
     found = f"{low}/{size} = {100 * low / size:.2f} %"
@@ -427,11 +316,11 @@ def _recalls_finding(group: list[_Item], item: _Item, counts: list[range]) -> Fi
     )
 
 
-def _figures(item: _Item) -> ClassFigures:
+def _figures(item: Item) -> ClassFigures:
     return ClassFigures(item.row.support or 0, item.span("precision"), item.span("recall"), item.span("f1"))
 
 
-def _matrix_finding(group: list[_Item], accuracies: list[_Item]) -> Finding:
+def _matrix_finding(group: list[Item], accuracies: list[Item]) -> Finding:
     size = _size(group)
     ranges: list[tuple[int, int]] = []
     for item in group:
@@ -456,12 +345,12 @@ def _matrix_finding(group: list[_Item], accuracies: list[_Item]) -> Finding:
     return replace(group[0].finding("no-confusion-matrix", "error", "", message), row=_configuration(group[0]))
 
 
-def _configuration(item: _Item) -> str:
+def _configuration(item: Item) -> str:
     return row_name(replace(item.row, label="", line=None))
 
 
-def _same_figure(items: list[_Item]) -> Iterator[Finding]:
-    places: dict[tuple[tuple[str, str, str], str], list[_Item]] = {}
+def _same_figure(items: list[Item]) -> Iterator[Finding]:
+    places: dict[tuple[tuple[str, str, str], str], list[Item]] = {}
     for second in items:
         earlier = places.setdefault((second.key, second.row.label), [])
         for first in earlier:
@@ -473,7 +362,7 @@ def _same_figure(items: list[_Item]) -> Iterator[Finding]:
         earlier.append(second)
 
 
-def _rivals(best: _Item, items: list[_Item]) -> list[_Item]:
+def _rivals(best: Item, items: list[Item]) -> list[Item]:
     return [
         item
         for item in items
@@ -484,7 +373,7 @@ def _rivals(best: _Item, items: list[_Item]) -> list[_Item]:
     ]
 
 
-def _best(items: list[_Item]) -> Iterator[Finding]:
+def _best(items: list[Item]) -> Iterator[Finding]:
     for best in (item for item in items if item.row.best):
         scope = f"best of {best.row.architecture}" if best.row.best == "architecture" else "best"
         for metric in METRICS:
@@ -506,7 +395,7 @@ def _best(items: list[_Item]) -> Iterator[Finding]:
                 yield best.finding("tie-called-best", "warning", metric, message)
 
 
-def _significance(items: list[_Item]) -> Iterator[Finding]:
+def _significance(items: list[Item]) -> Iterator[Finding]:
     judged = [i for i in items if i.key[2] == "test" and not i.is_class and i.row.n and i.row.accuracy is not None]
     claimed = [item for item in judged if item.row.best]
     # Where the paper calls nothing best a reader will take the highest row for it.
@@ -533,8 +422,8 @@ def _significance(items: list[_Item]) -> Iterator[Finding]:
             yield best.finding("cannot-be-significant", "warning" if best.row.best else "note", "accuracy", message)
 
 
-def _intervals(items: list[_Item]) -> Iterator[Finding]:
-    finest: dict[tuple[str, str, str], _Item] = {}
+def _intervals(items: list[Item]) -> Iterator[Finding]:
+    finest: dict[tuple[str, str, str], Item] = {}
     for item in items:
         interval = item.span("accuracy")
         if interval is None or not item.row.n or item.key[2] != "test" or item.is_class:
@@ -550,8 +439,8 @@ def _intervals(items: list[_Item]) -> Iterator[Finding]:
             continue
         texts = []
         for item in bare:
-            interval, n = item.span("accuracy") or (Fraction(0), Fraction(0)), item.row.n or 0
-            k = round((interval[0] + interval[1]) / 2 * n)
+            n = item.row.n or 0
+            k = round((item.value("accuracy") or Fraction(0)) * n)
             low, high = wilson(k, n)
             texts.append(
                 f"{_configuration(item)} {item.shown('accuracy')} ({k}/{n}): {100 * low:.1f}-{100 * high:.1f} %"
@@ -565,7 +454,7 @@ def _intervals(items: list[_Item]) -> Iterator[Finding]:
         )
 
 
-def _not_checked(name: str, items: list[_Item], groups: list[list[_Item]]) -> Iterator[Finding]:
+def _not_checked(name: str, items: list[Item], groups: list[list[Item]]) -> Iterator[Finding]:
     def finding(message: str) -> Finding:
         return Finding("not-checked", "skipped", name, "", "", "", message)
 
