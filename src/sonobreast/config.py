@@ -1,0 +1,385 @@
+"""Recipes: frozen settings read from YAML. An unknown key is an error, with the nearest valid ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sonobreast.errors import SonobreastError, nearest
+
+Fraction = Field(gt=0.0, lt=1.0)
+
+
+class Settings(BaseModel):
+    """A frozen group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Settings):
+    """Which images of the data set are used.
+
+    Attributes
+    ----------
+    classes : tuple of str or None
+        Classes in the order of the network's outputs; None takes those of the data set, sorted.
+    subsample : dict of int or None
+        How many images of each class are drawn; None takes all.
+    subsample_seed : int
+        Seed of that draw.
+    """
+
+    classes: tuple[str, ...] | None = None
+    subsample: dict[str, int] | None = None
+    subsample_seed: int = Field(0, ge=0)
+
+
+class Split(Settings):
+    """How the images are divided.
+
+    Attributes
+    ----------
+    kind : {"holdout", "kfold"}
+    validation, test : float
+        Fractions of the images of each class. With ``kfold`` the test fraction is 1 / folds and ``validation`` is the
+        fraction of the remaining images.
+    folds, repeats : int
+        For ``kfold``: folds, and how often the whole division is drawn anew.
+    grouping : {"group", "none"}
+        ``group`` keeps the images of one group (patient, or near-duplicates) in one subset. ``none`` divides image by
+        image, as most papers do, and is said in red in the report.
+    seed : int
+    """
+
+    kind: Literal["holdout", "kfold"] = "holdout"
+    validation: float = Field(0.15, gt=0.0, lt=1.0)
+    test: float = Field(0.15, gt=0.0, lt=1.0)
+    folds: int = Field(5, ge=2, le=100)
+    repeats: int = Field(1, ge=1, le=1000)
+    grouping: Literal["group", "none"] = "group"
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _leave_something(self) -> Split:
+        if self.kind == "holdout" and self.validation + self.test >= 1.0:
+            raise ValueError("validation + test must be less than 1: nothing is left for training")
+        return self
+
+
+class Preprocess(Settings):
+    """From a decoded image to the network's input; shared by training and serving.
+
+    Attributes
+    ----------
+    size : int
+        Side of the square input in pixels.
+    interpolation : {"nearest", "bilinear", "bicubic", "area"}
+    aspect : {"stretch", "pad"}
+        ``stretch`` ignores the aspect ratio (as Keras' generators do), ``pad`` keeps it and fills with black.
+    scaling : {"unit", "symmetric", "weights"}
+        Pixel values in [0, 1], in [-1, 1], or normalised with the mean and spread of the weights' own training.
+    """
+
+    size: int = Field(224, ge=32, le=2048)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "area"] = "bilinear"
+    aspect: Literal["stretch", "pad"] = "stretch"
+    scaling: Literal["unit", "symmetric", "weights"] = "weights"
+
+
+class Augment(Settings):
+    """Random changes of the training images.
+
+    Attributes
+    ----------
+    rotation : float
+        Largest angle, degrees.
+    zoom, shift : float
+        Largest change of scale, and largest shift as a share of the side; each axis is drawn apart.
+    shear : float
+        Largest shear angle, degrees.
+    horizontal_flip, vertical_flip : bool
+        Mirror half of the images.
+    brightness : float
+        Largest relative change of the grey values.
+    fill : {"nearest", "reflect", "constant"}
+        What is shown outside the image: its edge, its mirror image, or black.
+    views : int or None
+        How many augmented views are made of each training image. Epoch e shows view e mod ``views``; as many views as
+        epochs means a fresh view in every epoch. None: a fresh one every epoch.
+    """
+
+    rotation: float = Field(0.0, ge=0.0, le=180.0)
+    zoom: float = Field(0.0, ge=0.0, lt=1.0)
+    shift: float = Field(0.0, ge=0.0, lt=1.0)
+    shear: float = Field(0.0, ge=0.0, lt=80.0)
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    brightness: float = Field(0.0, ge=0.0, le=1.0)
+    fill: Literal["nearest", "reflect", "constant"] = "nearest"
+    views: int | None = Field(None, ge=1)
+
+
+class Head(Settings):
+    """The classifier on the pooled features.
+
+    Attributes
+    ----------
+    hidden : tuple of int
+        Widths of dense layers with ReLU before the last one; empty for a linear head.
+    dropout : float
+        Share of units dropped before the last layer.
+    init : {"glorot", "torch"}
+        Glorot-uniform weights with zero bias (Keras' default), or PyTorch's own linear initialisation.
+    """
+
+    hidden: tuple[int, ...] = (128,)
+    dropout: float = Field(0.3, ge=0.0, lt=1.0)
+    init: Literal["glorot", "torch"] = "glorot"
+
+
+class Model(Settings):
+    """The networks of the study and what of them is trained.
+
+    Attributes
+    ----------
+    architectures : tuple of str
+        Names of the papers (``ResNet50V2``) or any timm name.
+    backbone : {"frozen", "finetune"}
+        ``frozen`` trains the head alone; ``finetune`` trains what ``trainable`` says.
+    trainable : "all" or int
+        For ``finetune``: everything, or the last n stages.
+    uncovered : {"cut", "train"}
+        Where the pre-trained weights cover a frozen backbone only in part: cut after the last covered stage, or keep
+        the covered stages frozen and train the others.
+    cut_norm : {"standardise", "none"}
+        What replaces the final norm of a network that was cut: each pooled feature standardised with the mean and
+        spread of the training subset's images, or nothing.
+    batch_norm : {"inference", "train"}
+        For ``finetune``: whether pre-trained batch norms keep their statistics.
+    """
+
+    architectures: tuple[str, ...] = Field(min_length=1)
+    backbone: Literal["frozen", "finetune"] = "frozen"
+    trainable: Literal["all"] | int = "all"
+    uncovered: Literal["cut", "train"] = "cut"
+    cut_norm: Literal["standardise", "none"] = "standardise"
+    batch_norm: Literal["inference", "train"] = "inference"
+
+
+class EarlyStopping(Settings):
+    """When training ends before the last epoch.
+
+    Attributes
+    ----------
+    monitor : {"validation_loss", "validation_accuracy"}
+        Watched for stopping and for the choice of the best epoch.
+    patience : int
+        Epochs without improvement before training ends.
+    min_delta : float
+        Smallest change that counts as one.
+    """
+
+    monitor: Literal["validation_loss", "validation_accuracy"] = "validation_loss"
+    patience: int = Field(10, ge=1)
+    min_delta: float = Field(0.0, ge=0.0)
+
+
+class Training(Settings):
+    """How the weights are found.
+
+    Attributes
+    ----------
+    optimizers : tuple of str
+        Names in ``training/optimizers.py``.
+    learning_rate : float
+        For every optimizer that ``learning_rates`` does not name.
+    learning_rates : dict
+        Rates of single optimizers.
+    momentum : float
+        Of SGDM.
+    class_weights : {"balanced", "none"}
+        ``balanced``: n / (classes x n of the class), from the training subset.
+    seeds : tuple of int
+        One run for each.
+    """
+
+    optimizers: tuple[str, ...] = Field(("adam",), min_length=1)
+    learning_rate: float = Field(1e-4, gt=0.0)
+    learning_rates: dict[str, float] = {}
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(50, ge=1)
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    class_weights: Literal["balanced", "none"] = "balanced"
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+
+
+class Recipe(Settings):
+    """All settings of a study.
+
+    Attributes
+    ----------
+    ours : dict
+        Setting (dotted name) -> why: choices that the paper does not state. Shown in the recipe and the report.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    title: str = ""
+    paper: str | None = None
+    data: Data = Data()
+    split: Split = Split()
+    preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment()
+    head: Head = Head()
+    model: Model
+    training: Training = Training()
+    ours: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _unique_and_known(self) -> Recipe:
+        for name, values in (
+            ("model.architectures", self.model.architectures),
+            ("training.optimizers", self.training.optimizers),
+            ("training.seeds", self.training.seeds),
+            ("data.classes", self.data.classes or ()),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names something twice")
+        keys = set(leaves(self.model_dump(mode="json", exclude={"ours"}))) | {"training.early_stopping"}
+        prefixes = {k.rsplit(".", n)[0] for k in keys for n in range(k.count(".") + 1)}
+        for key in self.ours:
+            if key not in keys | prefixes:
+                raise ValueError(f"ours.{key} names no setting; {nearest(key, keys)}")
+        return self
+
+
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings in a nested mapping."""
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value and prefix + key not in ("data.subsample", "training.learning_rates"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("sonobreast") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path and apply ``key=value`` overrides.
+
+    Parameters
+    ----------
+    name : str
+        A recipe of the package, or the path of a YAML file. A recipe may say ``extends: NAME``.
+    overrides : sequence of str
+        ``dotted.key=value`` with the value in YAML, for example ``training.epochs=3``.
+
+    Raises
+    ------
+    SonobreastError
+        Unknown recipe, unknown key (with the nearest valid ones), or a value that does not fit.
+    """
+    content = _read(name, seen=())
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, origin=name)
+
+
+def parse_recipe(content: Mapping[str, Any], origin: str | Path) -> Recipe:
+    """Validate a mapping as a recipe; see `load_recipe` for the errors."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"unknown key {key!r}; {nearest(key, _known_keys())}")
+            elif item["type"] == "missing":
+                lines.append(f"{key!r} is missing")
+            else:
+                given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
+                lines.append(f"{key or 'recipe'}: {item['msg'].removeprefix('Value error, ')}{given}")
+        raise SonobreastError("the recipe is not valid: " + "; ".join(lines), file=origin) from error
+
+
+def _known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        annotation = EarlyStopping if name == "early_stopping" else field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _known_keys(annotation, f"{prefix}{name}.")
+        yield prefix + name
+
+
+def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if name in seen:
+        raise SonobreastError(f"recipes extend one another in a circle: {' -> '.join((*seen, name))}")
+    path = Path(name)
+    if name in recipe_names():
+        text = (resources.files("sonobreast") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SonobreastError(f"the recipe cannot be read ({error})", file=path) from error
+    else:
+        raise SonobreastError(
+            f"there is no recipe {name!r}; {nearest(name, recipe_names())}",
+            remedy="give one of these names or the path of a .yaml file",
+        )
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SonobreastError(f"the recipe is not valid YAML ({error})", file=name) from error
+    if not isinstance(content, dict):
+        raise SonobreastError("the recipe is not a mapping of settings", file=name)
+    base = content.pop("extends", None)
+    return content if base is None else _merge(_read(str(base), (*seen, name)), content)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SonobreastError(f"--set takes key=value, not {override!r}", remedy="for example --set training.epochs=3")
+    known = list(_known_keys())
+    parents = ("data.subsample.", "training.learning_rates.", "ours.")
+    if key not in known and not key.startswith(parents):
+        raise SonobreastError(f"--set names an unknown setting {key!r}; {nearest(key, known)}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SonobreastError(f"--set {override!r}: the value is not valid YAML ({error})") from error
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-4 as text
+            value = float(value)
+        except ValueError:
+            pass
+    *parts, last = key.split(".", 2) if key.startswith(parents) else key.split(".")
+    for part in parts:
+        inner = content.get(part)
+        content[part] = inner = dict(inner) if isinstance(inner, dict) else {}
+        content = inner
+    content[last] = value
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """YAML text with the keys in the given order."""
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=110)

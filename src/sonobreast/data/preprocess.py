@@ -1,0 +1,171 @@
+"""Decode, resize and scale an image. NumPy and Pillow only, so that training and serving share every line."""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from sonobreast.config import Preprocess
+from sonobreast.errors import SonobreastError
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+}
+
+
+def decode(source: Path | bytes) -> NDArray[np.uint8]:
+    """Decode an image file to 8-bit RGB.
+
+    Transparent pixels are composited on black (BrEaST has transparent corners), 16-bit grey values are divided by
+    257, palettes are resolved, the EXIF orientation is applied.
+
+    Parameters
+    ----------
+    source : Path or bytes
+        The file or its bytes.
+
+    Returns
+    -------
+    ndarray, uint8, (H, W, 3)
+
+    Raises
+    ------
+    SonobreastError
+        If the bytes are no image, or end too early.
+    """
+    name = source if isinstance(source, Path) else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", message="Corrupt EXIF data|Truncated File Read")
+            with Image.open(source if isinstance(source, Path) else BytesIO(source)) as opened:
+                opened.load()
+                return _to_rgb(opened)
+    except Image.DecompressionBombWarning as error:
+        raise SonobreastError("the image is too large to be a scan", file=name, remedy="leave the file out") from error
+    except SonobreastError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever their formats bring: OSError, ValueError, SyntaxError
+        reason = str(error).replace(str(source), "it") if name is not None else str(error)
+        raise SonobreastError(
+            f"not a readable image ({reason or type(error).__name__})",
+            file=name,
+            remedy="replace the file with an undamaged copy, or leave it out",
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    transposed = ImageOps.exif_transpose(image)
+    image = image if transposed is None else transposed
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit grey values")
+        grey = ((values + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("floating-point grey values have no known range")
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
+    return np.asarray(image.convert("RGB"))
+
+
+def decode_mask(source: Path | bytes) -> NDArray[np.bool_]:
+    """Decode a lesion mask of any mode (1-bit, grey, RGB, RGBA): True where the lesion is.
+
+    Returns
+    -------
+    ndarray, bool, (H, W)
+
+    Raises
+    ------
+    SonobreastError
+        As `decode`.
+    """
+    rgb = decode(source)
+    level = _brightest(rgb)
+    # Some tools write the lesion as 1 instead of 255: half of the largest value tells the two apart.
+    return np.asarray(level > level.max() // 2 if level.max() > 0 else np.zeros(level.shape, bool))
+
+
+def resize(image: NDArray[np.uint8], settings: Preprocess) -> NDArray[np.uint8]:
+    """Bring an RGB image to the square input size.
+
+    Parameters
+    ----------
+    image : ndarray, uint8, (H, W, 3)
+    settings : Preprocess
+
+    Returns
+    -------
+    ndarray, uint8, (size, size, 3)
+    """
+    height, width = image.shape[:2]
+    size = settings.size
+    resample = _FILTERS[settings.interpolation]
+    if settings.aspect == "stretch":
+        return np.asarray(Image.fromarray(image).resize((size, size), resample))
+    scale = size / max(height, width)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new("RGB", (size, size))
+    canvas.paste(Image.fromarray(image).resize(inner, resample), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    return np.asarray(canvas)
+
+
+def scaling_constants(
+    scaling: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and spread (in units of pixel values in [0, 1]) that turn ``x / 255`` into the network's input."""
+    if scaling == "unit":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if scaling == "symmetric":
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return mean, std
+
+
+def scale(images: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """Grey values to the network's input: ``(x / 255 - mean) / std``.
+
+    Parameters
+    ----------
+    images : ndarray, uint8, (..., H, W, 3)
+    mean, std : tuple of 3 floats, from `scaling_constants`
+
+    Returns
+    -------
+    ndarray, float32, (..., 3, H, W)
+    """
+    unit = images.astype(np.float32) / np.float32(255.0)
+    scaled = (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
+
+
+def is_mask(image: NDArray[np.uint8]) -> bool:
+    """Whether a picture holds black and one other value only, as a lesion mask does and a scan never.
+
+    A picture that is black all over counts as one (the empty mask of a normal image); a mask that went through JPEG
+    has nearly all of its values at the two ends.
+
+    Parameters
+    ----------
+    image : ndarray, uint8, (H, W, 3)
+    """
+    share = np.bincount(_brightest(image).ravel(), minlength=256) / (image.shape[0] * image.shape[1])
+    if np.count_nonzero(share) <= 2:
+        return bool(share[0] > 0)
+    white = share[240:].sum()
+    return bool(white > 0.001 and white + share[:16].sum() > 0.995)
+
+
+def _brightest(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Largest of the three channels, (H, W); much faster than a maximum along the last axis."""
+    return np.asarray(np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2]))

@@ -1,0 +1,391 @@
+"""Paper names to timm models, and where their pre-trained weights come from: hub, folder or none.
+
+Weights that do not arrive are an error. Weights that cover a network only in part are counted, and the covered share
+travels with the network to every figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sonobreast.errors import SonobreastError, nearest
+
+# The papers' names. Every other name is looked up in timm as it is.
+ALIASES = {
+    "ResNet50V2": "resnetv2_50",
+    "MobileNetV2": "mobilenetv2_100",
+    "DenseNet169": "densenet169",
+    "ResNet-18": "resnet18",
+    "ResNet-50": "resnet50",
+}
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the published network carries pre-trained weights.
+
+    Attributes
+    ----------
+    source : str
+        ``hub``, ``folder`` or ``none``.
+    share : float
+        Pre-trained parameters over all parameters of the whole backbone, 0 to 1.
+    missing : tuple of str
+        Tensors of the whole backbone that no file gave.
+    cut_after : str or None
+        Last stage that is used, where the network was cut.
+    origin, licence : str
+        Of the weights, as their source states them.
+    """
+
+    source: str
+    share: float
+    missing: tuple[str, ...]
+    cut_after: str | None
+    origin: str
+    licence: str
+
+    def sentence(self) -> str:
+        """What stands beside a figure of this network."""
+        if self.source == "none":
+            return "no pre-trained weights"
+        text = f"{self.share:.0%} of the backbone's parameters pre-trained"
+        return text + (f"; cut after {self.cut_after}" if self.cut_after else "")
+
+
+class Backbone(nn.Module):
+    """A timm network without its classifier, ending in one vector for each image.
+
+    Attributes
+    ----------
+    features : int
+        Length of that vector.
+    mean, std : tuple of 3 floats
+        Input normalisation of the pre-trained weights, for pixel values in [0, 1].
+    coverage : Coverage
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        timm_name: str,
+        cut: int | None,
+        features: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        coverage: Coverage,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.timm_name = timm_name
+        self.cut = cut
+        self.features = features
+        self.mean = mean
+        self.std = std
+        self.coverage = coverage
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features: (B, 3, H, W) to (B, features)."""
+        if self.cut is None:
+            out: Tensor = self.network(images)
+            return out
+        maps = self.network.forward_intermediates(  # type: ignore[operator]
+            images, indices=[self.cut], intermediates_only=True, stop_early=True, norm=False
+        )
+        pooled: Tensor = maps[0].mean((2, 3))  # (B, C, h, w) -> (B, C)
+        return pooled
+
+    def used_tensors(self) -> dict[str, Tensor]:
+        """Tensors up to the cut, named as timm names them."""
+        state: dict[str, Tensor] = self.network.state_dict()
+        if self.cut is None:
+            return state
+        return {k: state[k] for k in _tensors_through(self.network, self.cut)}
+
+    def sha256(self) -> str:
+        """Digest of the used tensors, names included."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.used_tensors().items()):
+            digest.update(name.encode())
+            digest.update(str(tensor.dtype).encode())
+            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def timm_name(architecture: str) -> str:
+    """The timm name of an architecture.
+
+    Raises
+    ------
+    SonobreastError
+        If neither the papers nor timm know the name; the nearest ones are named.
+    """
+    by_case = {k.lower(): v for k, v in ALIASES.items()}
+    name = by_case.get(architecture.lower(), architecture)
+    if not timm.is_model(name):
+        raise SonobreastError(
+            f"no network is called {architecture!r}; {nearest(architecture, [*ALIASES, *timm.list_models()])}",
+            remedy="give one of these names with --set model.architectures=[...]",
+        )
+    return name
+
+
+def load_backbone(
+    architecture: str, weights: str = "hub", *, cut_uncovered: bool = True, image_size: int = 224
+) -> Backbone:
+    """Build a backbone and bring its pre-trained weights.
+
+    Parameters
+    ----------
+    architecture : str
+        Name of a paper or of timm.
+    weights : str
+        ``hub``, ``none``, or a folder with ``NAME.safetensors`` and ``NAME.json`` (keys ``model``, ``mean``, ``std``,
+        ``licence``, ``origin``), named after the timm model.
+    cut_uncovered : bool
+        End the network after its last stage that is covered completely.
+    image_size : int
+        Side of the input in pixels; it is tried once.
+
+    Raises
+    ------
+    SonobreastError
+        Unknown network; weights that are missing, damaged or of another network; a tensor of the file that the
+        network does not use; an image size the network cannot take.
+    """
+    name = timm_name(architecture)
+    if weights == "hub":
+        network, state, card = _from_hub(name)
+    else:
+        network = timm.create_model(name, num_classes=0)
+        state, card = ({}, _plain_card(network)) if weights == "none" else _from_folder(name, Path(weights))
+    network.eval()
+    missing = _load(network, state, name, card["file"])
+    parameters = {k: p.numel() for k, p in network.named_parameters()}
+    absent = sum(n for k, n in parameters.items() if k in missing)
+    share = 1.0 - absent / sum(parameters.values()) if state else 0.0
+    cut = _last_covered(network, missing, name) if missing and state and cut_uncovered else None
+    info = _stages(network)
+    backbone = Backbone(
+        network,
+        timm_name=name,
+        cut=cut,
+        features=int(network.num_features),
+        mean=card["mean"],
+        std=card["std"],
+        coverage=Coverage(
+            source=card["source"],
+            share=share,
+            missing=tuple(missing),
+            cut_after=None if cut is None else info[cut],
+            origin=card["origin"],
+            licence=card["licence"],
+        ),
+    ).eval()
+    with torch.inference_mode():
+        try:
+            backbone.features = int(backbone(torch.zeros(1, 3, image_size, image_size)).shape[1])
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise SonobreastError(
+                f"{architecture} cannot take images of {image_size}x{image_size} px ({str(error).splitlines()[0][:120]})",
+                remedy=f"use its own size with --set preprocess.size={network.pretrained_cfg['input_size'][-1]}",
+            ) from error
+    return backbone
+
+
+def restore_backbone(backbone: Backbone, state: Mapping[str, Tensor], file: Path) -> None:
+    """Put saved tensors back into a backbone of the same kind, all of them and no others."""
+    expected = set(backbone.used_tensors())
+    if set(state) != expected:
+        raise SonobreastError(
+            f"the file holds {len(set(state) - expected)} tensors too many and {len(expected - set(state))} too few",
+            file=file,
+            remedy="the file belongs to another network; train the run anew",
+        )
+    backbone.network.load_state_dict(dict(state), strict=False)
+
+
+def _stages(network: nn.Module) -> list[str]:
+    """Module names at whose end timm offers feature maps, from the input to the output."""
+    info: Any = getattr(network, "feature_info", None)
+    if info is None:
+        return []
+    return [str(f["module"]) for f in (info if isinstance(info, list) else info.info)]
+
+
+def _tensors_through(network: nn.Module, stage: int) -> list[str]:
+    """Tensors from the input to the end of a stage; timm defines modules in the order in which they are used."""
+    module = _stages(network)[stage]
+    names = list(network.state_dict())
+    last = [i for i, k in enumerate(names) if k.startswith(module + ".")]
+    if last:
+        return names[: last[-1] + 1]
+    following = [i for i, k in enumerate(names) if k.startswith(_stages(network)[stage + 1] + ".")]
+    return names[: following[0]]  # a stage that ends in an activation has no tensors of its own
+
+
+def tensors_of_last_stages(network: nn.Module, n: int) -> list[str]:
+    """Tensors behind the last stage that stays frozen, for fine-tuning of the last ``n`` stages."""
+    stages = _stages(network)
+    if not 1 <= n <= len(stages):
+        raise SonobreastError(
+            f"model.trainable is {n}; this network has {len(stages)} stages", remedy="give 1 to that number, or all"
+        )
+    if n == len(stages):
+        return list(network.state_dict())
+    frozen = set(_tensors_through(network, len(stages) - n - 1))
+    return [k for k in network.state_dict() if k not in frozen]
+
+
+def _last_covered(network: nn.Module, missing: list[str], name: str) -> int:
+    lost = set(missing)
+    covered = [i for i in range(len(_stages(network))) if not lost & set(_tensors_through(network, i))]
+    if not covered or not hasattr(network, "forward_intermediates"):
+        raise SonobreastError(
+            f"the weights leave {len(missing)} tensors of {name} without values, and there is no stage to cut after",
+            remedy="use other weights, or train the rest with --set model.uncovered=train",
+        )
+    return covered[-1]
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, file: str | None) -> list[str]:
+    """Load what the file gives; return the names of what it does not."""
+    if not state:
+        return list(network.state_dict())
+    own = network.state_dict()
+    unused = sorted(set(state) - set(own))
+    if unused:
+        raise SonobreastError(
+            f"{len(unused)} tensors of the weights have no place in {name}: {', '.join(unused[:4])}"
+            + (", ..." if len(unused) > 4 else ""),
+            file=file,
+            remedy="the file belongs to another network, or to another version of timm",
+        )
+    misfits = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in state if state[k].shape != own[k].shape
+    ]
+    if misfits:
+        raise SonobreastError(
+            f"the weights do not fit {name}: {len(misfits)} tensors have another shape, first {misfits[0]}",
+            file=file,
+            remedy="use the weights of this very network",
+        )
+    broken = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if broken:
+        raise SonobreastError(
+            f"{len(broken)} tensors of the weights hold values that are no numbers, first {broken[0]}",
+            file=file,
+            remedy="copy or download the file again",
+        )
+    network.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=False)
+    counters = ("num_batches_tracked",)  # of no use in inference; many exporters leave them out
+    return [k for k in own if k not in state and not k.endswith(counters)]
+
+
+def _from_folder(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not folder.is_dir():
+        raise SonobreastError(
+            "there is no such folder of weights", file=folder, remedy="give --weights hub, none, or a folder"
+        )
+    file, card_file = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if not file.is_file():
+        at_hand = sorted(f.stem for f in folder.glob("*.safetensors"))
+        raise SonobreastError(
+            f"the folder has no weights for {name}; it has {', '.join(at_hand) or 'none'}",
+            file=file,
+            remedy=f"put {name}.safetensors and {name}.json there, or choose another network or --weights hub",
+        )
+    try:
+        card = json.loads(card_file.read_text(encoding="utf-8"))
+        mean, std = _three(card["mean"]), _three(card["std"])
+        if card["model"] != name:
+            raise SonobreastError(
+                f"the card is of {card['model']!r}, the weights' name is {name!r}",
+                file=card_file,
+                remedy="put the right card beside the weights",
+            )
+    except FileNotFoundError as error:
+        raise SonobreastError(
+            "the weights have no card",
+            file=card_file,
+            remedy='write one: {"model": NAME, "mean": [..], "std": [..], "licence": .., "origin": ..}',
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise SonobreastError(
+            f"the card of the weights is not valid ({type(error).__name__}: {error})",
+            file=card_file,
+            remedy="it needs model, mean (3 numbers) and std (3 numbers above 0)",
+        ) from error
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise SonobreastError(
+            f"the weights cannot be read ({error})", file=file, remedy="copy or download the file again"
+        ) from error
+    return state, {
+        "file": str(file),
+        "source": "folder",
+        "mean": mean,
+        "std": std,
+        "origin": str(card.get("origin", "not stated")),
+        "licence": str(card.get("licence", "not stated")),
+    }
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue
+
+
+def _from_hub(name: str) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+    constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or _name_service_is_away()
+    try:
+        network = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub's client raises its own, httpx', and the operating system's errors
+        reason = str(error).strip().splitlines()
+        raise SonobreastError(
+            f"the weights of {name} did not arrive from the model hub: {reason[0][:200] if reason else error}",
+            remedy="check the connection; off-line, give a folder of weights with --weights DIR, or train from scratch "
+            "with --weights none --set model.backbone=finetune",
+        ) from error
+    card = {**_plain_card(network), "source": "hub"}
+    return network, network.state_dict(), card
+
+
+def _name_service_is_away() -> bool:
+    """Whether the hub's name cannot be resolved: the client would retry for a minute, and the cache needs no hub."""
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except socket.gaierror:
+        return True
+    return False
+
+
+def _plain_card(network: nn.Module) -> dict[str, Any]:
+    config: Any = network.pretrained_cfg
+    return {
+        "file": None,
+        "source": "none",
+        "mean": _three(config["mean"]),
+        "std": _three(config["std"]),
+        "origin": str(config.get("hf_hub_id") or config.get("url") or "not stated"),
+        "licence": str(config.get("license") or "not stated"),
+    }

@@ -1,0 +1,301 @@
+"""One configuration on one fold with one seed: from settings to a run folder, and back.
+
+A run folder appears under its name only when it is complete: it is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from sonobreast.config import Recipe, dump_yaml, parse_recipe
+from sonobreast.environment import record
+from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.summary import figures, scored
+from sonobreast.models.heads import build_head
+from sonobreast.models.zoo import Backbone, Coverage, restore_backbone
+from sonobreast.records import (
+    PREDICTION_COLUMNS,
+    SUBSETS,
+    Assignment,
+    Run,
+    atomic,
+    check_version,
+    disk_error,
+    write_json,
+    write_table,
+)
+from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, fit_head, starts_standardised
+from sonobreast.training.module import fit_network
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Indices of the images of each subset, and the group of every image."""
+
+    train: NDArray[np.intp]
+    validation: NDArray[np.intp]
+    test: NDArray[np.intp]
+    groups: tuple[str, ...]
+
+    def of(self, subset: str) -> NDArray[np.intp]:
+        """Indices of one subset."""
+        indices: NDArray[np.intp] = getattr(self, subset)
+        return indices
+
+
+def fold_of(rows: Sequence[Assignment], names: Sequence[str], repeat: int, fold: int) -> Fold:
+    """The subsets of one fold, as indices into ``names``."""
+    where = {n: i for i, n in enumerate(names)}
+    chosen = [r for r in rows if r.repeat == repeat and r.fold == fold]
+    parts = {s: np.asarray([where[r.image] for r in chosen if r.subset == s], np.intp) for s in SUBSETS}
+    group = {r.image: r.group for r in chosen}
+    return Fold(parts["train"], parts["validation"], parts["test"], tuple(group.get(n, n) for n in names))
+
+
+def fit(
+    backbone: Backbone,
+    bank: Bank | None,
+    images: Images,
+    fold: Fold,
+    recipe: Recipe,
+    run: Run,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train one run: a head on features (``bank``), or the network itself (no bank); errors as `fit_head`."""
+    if bank is not None:
+        return fit_head(bank, images, fold.train, fold.validation, recipe, run.optimizer, run.seed, progress)
+    return fit_network(backbone, images, fold.train, fold.validation, recipe, run.optimizer, run.seed, progress)
+
+
+def write_run(
+    folder: Path,
+    fitted: Fitted,
+    backbone: Backbone,
+    images: Images,
+    fold: Fold,
+    recipe: Recipe,
+    run: Run,
+    *,
+    backbone_file: str,
+    data_fingerprint: str,
+) -> None:
+    """Write the run folder in one step.
+
+    Parameters
+    ----------
+    folder : Path
+        ``OUT/runs/<id>``.
+    backbone_file : str
+        The backbone's tensors, relative to ``OUT``.
+    data_fingerprint : str
+
+    Raises
+    ------
+    SonobreastError
+        If it cannot be written; nothing half-written stays under the run's name.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        config = {
+            "schema_version": 1,
+            "run": {"id": run.id, **run.model_dump()},
+            "network": {
+                "timm_name": backbone.timm_name,
+                "features": backbone.features,
+                "cut_after": backbone.coverage.cut_after,
+                "cut": backbone.cut,
+                "mean": list(backbone.mean),
+                "std": list(backbone.std),
+                "weights": backbone.coverage.source,
+                "pretrained_share": backbone.coverage.share,
+                "missing_tensors": len(backbone.coverage.missing),
+                "origin": backbone.coverage.origin,
+                "licence": backbone.coverage.licence,
+                "backbone_file": backbone_file,
+            },
+            "classes": list(images.classes),
+            "data_fingerprint": data_fingerprint,
+            "recipe": recipe.model_dump(mode="json"),
+        }
+        with atomic(partial / "config.yaml") as stream:
+            stream.write(dump_yaml(config))
+        write_table(partial / "history.csv", tuple(Epoch.model_fields), (e.model_dump() for e in fitted.history))
+        with atomic(partial / "weights.safetensors", "wb") as stream:
+            stream.write(save({k: v.contiguous() for k, v in fitted.state.items()}))
+        columns, rows = prediction_rows(fitted, images, fold, run)
+        write_table(partial / "predictions.csv", columns, rows)
+        write_json(partial / "environment.json", {**record(), "data_fingerprint": data_fingerprint})
+        label = images.label.numpy()
+        subsets = {s: figures(scored(label[i := fold.of(s)], fitted.probability[i], images.classes)) for s in SUBSETS}
+        write_json(
+            partial / "metrics.json",
+            {
+                "run": run.id,
+                "epochs": len(fitted.history),
+                "best_epoch": fitted.best_epoch,
+                "seconds": round(fitted.seconds, 3),
+                "pretrained_share": backbone.coverage.share,
+                "coverage": backbone.coverage.sentence(),
+                "subsets": subsets,
+            },
+        )
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system offers it."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def prediction_rows(
+    fitted: Fitted, images: Images, fold: Fold, run: Run
+) -> tuple[tuple[str, ...], list[dict[str, object]]]:
+    """Columns and rows of ``predictions.csv``: one row an image of the fold."""
+    probability_columns = tuple(f"p_{c}" for c in images.classes)
+    rows: list[dict[str, object]] = []
+    for subset in SUBSETS:
+        for i in fold.of(subset):
+            p = fitted.probability[i].astype(float)
+            rows.append(
+                {
+                    "run": run.id,
+                    **run.model_dump(),
+                    "subset": subset,
+                    "image": images.names[i],
+                    "group": fold.groups[i],
+                    "label": images.classes[int(images.label[i])],
+                    "predicted": images.classes[int(p.argmax())],
+                    **{c: f"{v:.8g}" for c, v in zip(probability_columns, p, strict=True)},
+                }
+            )
+    return (*PREDICTION_COLUMNS, *probability_columns), rows
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder is complete (it is renamed into place as the last step)."""
+    return (folder / "metrics.json").is_file() and (folder / "weights.safetensors").is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.yaml`` of a run folder.
+
+    Raises
+    ------
+    SonobreastError
+        If the folder is no run folder.
+    """
+    file = folder / "config.yaml"
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        check_version(content["schema_version"], file)
+        for key in ("run", "network", "classes", "recipe"):
+            content[key]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise SonobreastError(
+            "this is no run folder: its config.yaml is missing or damaged",
+            file=folder,
+            remedy="give a folder OUT/runs/<id> of a study",
+        ) from error
+    return dict(content)
+
+
+class TrainedNetwork(nn.Module):
+    """Backbone and head of a finished run, in inference mode; takes scaled images (B, 3, H, W), gives logits (B, C)."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (B, C)."""
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
+def load_run(folder: Path) -> tuple[TrainedNetwork, Recipe, tuple[str, ...]]:
+    """Rebuild the network of a finished run from its own files.
+
+    Returns
+    -------
+    network : TrainedNetwork
+    recipe : Recipe
+    classes : tuple of str
+        In the order of the logits.
+
+    Raises
+    ------
+    SonobreastError
+        If a file is missing, damaged, or does not fit.
+    """
+    config = read_config(folder)
+    info: Mapping[str, Any] = config["network"]
+    recipe = parse_recipe(config["recipe"], origin=folder / "config.yaml")
+    classes = tuple(str(c) for c in config["classes"])
+    backbone = Backbone(
+        timm.create_model(info["timm_name"], num_classes=0),
+        timm_name=info["timm_name"],
+        cut=info["cut"],
+        features=info["features"],
+        mean=tuple(info["mean"]),
+        std=tuple(info["std"]),
+        coverage=Coverage(
+            source=info["weights"],
+            share=info["pretrained_share"],
+            missing=(),
+            cut_after=info["cut_after"],
+            origin=info["origin"],
+            licence=info["licence"],
+        ),
+    )
+    base = folder.parent.parent / info["backbone_file"]
+    restore_backbone(backbone, _tensors(base), base)
+    head = build_head(backbone.features, len(classes), recipe.head, standardise=starts_standardised(backbone, recipe))
+    file = folder / "weights.safetensors"
+    trained = _tensors(file)
+    own = {k.removeprefix("backbone."): v for k, v in trained.items() if k.startswith("backbone.")}
+    try:
+        head.load_state_dict({k.removeprefix("head."): v for k, v in trained.items() if k.startswith("head.")})
+        unexpected = backbone.network.load_state_dict(own, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise SonobreastError(f"the weights do not fit the run's network ({error})", file=file) from error
+    if unexpected:
+        raise SonobreastError(f"{len(unexpected)} tensors have no place in the network", file=file)
+    return TrainedNetwork(backbone, head).eval(), recipe, classes
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise SonobreastError(
+            f"the weights cannot be read ({error})", file=file, remedy="copy the whole study folder, or train anew"
+        ) from error

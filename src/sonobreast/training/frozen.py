@@ -1,0 +1,393 @@
+"""A frozen backbone: the features of every view are computed once, and every head of the study is trained on them.
+
+Exactly what a plain loop over the images does, with the backbone's part taken out of it: same order of the batches,
+same dropout masks, same stopping.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonobreast.config import EarlyStopping, Recipe
+from sonobreast.data.preprocess import scale, scaling_constants
+from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.models.heads import Standardise, build_head
+from sonobreast.models.zoo import Backbone
+from sonobreast.records import Row, atomic
+from sonobreast.training.augment import draw_views, warp
+from sonobreast.training.optimizers import build_optimizer
+
+Progress = Callable[[int], None]
+_BATCH = 32
+
+
+class Epoch(Row):
+    """One row of ``history.csv``. The training figures are means over the epoch's batches, as Keras prints them."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """The decoded images of a study.
+
+    Attributes
+    ----------
+    pixels : ndarray, uint8, (n, size, size, 3)
+    names : tuple of str
+    label : Tensor, int64, (n,)
+        Index into ``classes``.
+    classes : tuple of str
+    """
+
+    pixels: NDArray[np.uint8]
+    names: tuple[str, ...]
+    label: Tensor
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Pooled features of all images.
+
+    Attributes
+    ----------
+    clean : Tensor, float32, (n, F)
+    views : Tensor, float32, (K, n, F)
+        Augmented views; epoch e is trained on view e mod K.
+    standardise : bool
+        Whether heads begin with `Standardise`, because the network was cut before its last norm.
+    """
+
+    clean: Tensor
+    views: Tensor
+    standardise: bool = False
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training leaves.
+
+    Attributes
+    ----------
+    state : dict of Tensor
+        The trained part at the best epoch; names start with ``head.`` or ``backbone.``.
+    history : tuple of Epoch
+    best_epoch : int
+        From 1.
+    probability : ndarray, float32, (n, C)
+        Of every image of the study, without augmentation, at the best epoch.
+    seconds : float
+        For this run alone; the shared features are not in it.
+    """
+
+    state: dict[str, Tensor]
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    probability: NDArray[np.float32]
+    seconds: float
+
+
+def number_of_views(recipe: Recipe) -> int:
+    """Views of each training image: as the recipe says, but never more than epochs."""
+    return min(recipe.augment.views or recipe.training.epochs, recipe.training.epochs)
+
+
+def compute_bank(
+    backbone: Backbone,
+    images: Images,
+    recipe: Recipe,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    trained_on: NDArray[np.intp] | None = None,
+) -> Bank:
+    """Send every image once, and every augmented view of the training images once, through the backbone.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        In inference mode.
+    images : Images
+    recipe : Recipe
+    cache : Path or None
+        Folder in which each finished view is kept, so that an interrupted study goes on where it was.
+    progress : callable or None
+        Called with the number of images done since the last call.
+    trained_on : ndarray of int or None
+        Images that are in a training subset somewhere; only they need augmented views. None: all.
+
+    Raises
+    ------
+    SonobreastError
+        If a feature is not a finite number; the image is named.
+    """
+    chosen = np.arange(len(images.names)) if trained_on is None else trained_on
+    clean = _features(backbone, images, np.arange(len(images.names)), recipe, None, cache, progress)
+    views = torch.zeros(number_of_views(recipe), *clean.shape)
+    for k in range(len(views)):
+        views[k, torch.from_numpy(chosen)] = _features(backbone, images, chosen, recipe, k, cache, progress)
+    return Bank(clean, views, starts_standardised(backbone, recipe))
+
+
+def starts_standardised(backbone: Backbone, recipe: Recipe) -> bool:
+    """Whether the head of this backbone begins with `Standardise`."""
+    return backbone.cut is not None and recipe.model.cut_norm == "standardise"
+
+
+def bank_size(images: int, trained_on: int, recipe: Recipe) -> int:
+    """How many images `compute_bank` sends through the backbone."""
+    return images + number_of_views(recipe) * trained_on
+
+
+def network_input(
+    images: Images, index: NDArray[np.intp], recipe: Recipe, backbone: Backbone, view: int | None, seed: int = 0
+) -> Tensor:
+    """The network's input for some images: (B, 3, H, W), float32.
+
+    Parameters
+    ----------
+    view : int or None
+        Number of the augmented view; None for the image as it is.
+    seed : int
+        Of the augmentation.
+    """
+    mean, std = scaling_constants(recipe.preprocess.scaling, backbone.mean, backbone.std)
+    if view is None:
+        return torch.from_numpy(scale(images.pixels[index], mean, std))
+    unit = torch.from_numpy(scale(images.pixels[index], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    drawn = draw_views([images.names[i] for i in index], view, seed, recipe.augment)
+    centre, spread = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (mean, std))
+    return (warp(unit, drawn, recipe.augment) - centre) / spread
+
+
+def _features(
+    backbone: Backbone,
+    images: Images,
+    index: NDArray[np.intp],
+    recipe: Recipe,
+    view: int | None,
+    cache: Path | None,
+    progress: Progress | None,
+) -> Tensor:
+    file = None if cache is None else cache / f"{'clean' if view is None else f'view-{view:03d}'}.safetensors"
+    if file is not None and (known := _cached(file, len(index), backbone.features)) is not None:
+        if progress is not None:
+            progress(len(index))
+        return known
+    features = torch.empty(len(index), backbone.features)
+    with torch.inference_mode():
+        for start in range(0, len(index), _BATCH):
+            part = index[start : start + _BATCH]
+            batch = network_input(images, part, recipe, backbone, view)
+            features[start : start + len(part)] = backbone(batch.to(memory_format=torch.channels_last))
+            if progress is not None:
+                progress(len(part))
+    broken = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()
+    if len(broken):
+        raise SonobreastError(
+            f"the backbone gives features that are no finite numbers for {len(broken)} image(s)",
+            file=images.names[int(index[int(broken[0])])],
+            remedy="look at that image; if it is in order, the weights or the input scaling are not",
+        )
+    if file is not None:
+        with atomic(file, "wb") as stream:
+            stream.write(save({"features": features}))
+    return features
+
+
+def _cached(file: Path, n: int, features: int) -> Tensor | None:
+    """Features of an earlier, interrupted call; None where they are not there or damaged."""
+    try:
+        known = load_file(file)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return known if known.shape == (n, features) and bool(torch.isfinite(known).all()) else None
+
+
+def cache_key(backbone: Backbone, images: Images, recipe: Recipe, trained_on: NDArray[np.intp]) -> str:
+    """Name of the cache folder: differs when the features would."""
+    digest = hashlib.sha256(backbone.sha256().encode())
+    settings = [recipe.preprocess.model_dump(), recipe.augment.model_dump(), images.names, trained_on.tolist()]
+    digest.update(json.dumps(settings).encode())
+    digest.update(images.pixels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def class_weights(label: Tensor, classes: int, recipe: Recipe) -> Tensor:
+    """Weight of each class in the loss, (C,): n / (C n_c), or ones."""
+    if recipe.training.class_weights == "none":
+        return torch.ones(classes)
+    count = torch.bincount(label, minlength=classes).clamp(min=1)
+    return len(label) / (classes * count.float())
+
+
+def weighted_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy as Keras weights it: each image's loss times its class' weight, mean over the batch.
+
+    (PyTorch's own ``weight`` divides by the sum of the weights instead.)
+    """
+    return (functional.cross_entropy(logits, label, reduction="none") * weight[label]).mean()
+
+
+@dataclass
+class Watch:
+    """Which epoch was the best and whether to go on; the best one needs no least change, stopping does (as Keras)."""
+
+    settings: EarlyStopping | None
+    best: float = float("inf")
+    best_epoch: int = 0
+    reference: float = float("inf")
+    waited: int = 0
+
+    def see(self, row: Epoch) -> bool:
+        """Take an epoch's figures; True if it is the best so far."""
+        monitor = "validation_loss" if self.settings is None else self.settings.monitor
+        value = row.validation_loss if monitor == "validation_loss" else -row.validation_accuracy
+        min_delta = 0.0 if self.settings is None else self.settings.min_delta
+        if value < self.reference - min_delta:
+            self.reference, self.waited = value, 0
+        else:
+            self.waited += 1
+        if value < self.best:
+            self.best, self.best_epoch = value, row.epoch
+            return True
+        return False
+
+    @property
+    def over(self) -> bool:
+        """Whether patience is at its end."""
+        return self.settings is not None and self.waited >= self.settings.patience
+
+
+def fit_head(
+    bank: Bank,
+    images: Images,
+    train: NDArray[np.intp],
+    validation: NDArray[np.intp],
+    recipe: Recipe,
+    optimizer: str,
+    seed: int,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train one head on the features of a frozen backbone.
+
+    Parameters
+    ----------
+    bank : Bank
+    images : Images
+    train, validation : ndarray of int
+        Indices of the images of both subsets. No other image's label is looked at.
+    recipe : Recipe
+    optimizer : str
+    seed : int
+        Of the head's weights, the order of the images and the dropout masks.
+    progress : callable or None
+        Called with 1 after each epoch.
+
+    Raises
+    ------
+    Diverged
+        If the loss is not a finite number.
+    """
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = build_head(bank.clean.shape[1], len(images.classes), recipe.head, standardise=bank.standardise)
+        order = torch.Generator().manual_seed(seed)
+        updater = build_optimizer(optimizer, head.parameters(), recipe.training)
+        index, held_out = torch.from_numpy(train), torch.from_numpy(validation)
+        if isinstance(head[0], Standardise):
+            head[0].measure(bank.clean[index])
+        weight = class_weights(images.label[index], len(images.classes), recipe)
+        history: list[Epoch] = []
+        watch = Watch(recipe.training.early_stopping)
+        best = copy.deepcopy(head.state_dict())
+        for epoch in range(1, recipe.training.epochs + 1):
+            view = bank.views[(epoch - 1) % len(bank.views)]
+            loss, accuracy = _train_epoch(
+                head,
+                updater,
+                view[index],
+                images.label[index],
+                weight,
+                torch.randperm(len(index), generator=order).split(recipe.training.batch_size),
+            )
+            row = _epoch_row(epoch, loss, accuracy, head, bank.clean[held_out], images.label[held_out])
+            history.append(row)
+            if progress is not None:
+                progress(1)
+            if watch.see(row):
+                best = copy.deepcopy(head.state_dict())
+            if watch.over:
+                break
+        head.load_state_dict(best)
+        head.eval()
+        with torch.inference_mode():
+            probability = head(bank.clean).softmax(dim=1).numpy()
+    state = {f"head.{k}": v for k, v in best.items()}
+    return Fitted(state, tuple(history), watch.best_epoch, probability, time.perf_counter() - started)
+
+
+def _train_epoch(
+    head: nn.Module,
+    updater: torch.optim.Optimizer,
+    features: Tensor,
+    label: Tensor,
+    weight: Tensor,
+    batches: Sequence[Tensor],
+) -> tuple[float, float]:
+    head.train()
+    loss_sum, hits = 0.0, 0
+    for batch in batches:
+        logits = head(features[batch])
+        loss = weighted_loss(logits, label[batch], weight)
+        updater.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        updater.step()
+        loss_sum += float(loss.detach()) * len(batch)
+        hits += int((logits.detach().argmax(dim=1) == label[batch]).sum())
+    return loss_sum / len(label), hits / len(label)
+
+
+def _epoch_row(epoch: int, loss: float, accuracy: float, head: nn.Module, features: Tensor, label: Tensor) -> Epoch:
+    head.eval()
+    with torch.inference_mode():
+        logits = head(features)
+    row = Epoch(
+        epoch=epoch,
+        train_loss=loss,
+        train_accuracy=accuracy,
+        validation_loss=float(functional.cross_entropy(logits, label)),
+        validation_accuracy=float((logits.argmax(dim=1) == label).float().mean()),
+    )
+    check_finite(row)
+    return row
+
+
+def check_finite(row: Epoch) -> None:
+    """Raise Diverged if a loss of this epoch is not a finite number."""
+    for name in ("train_loss", "validation_loss"):
+        value = getattr(row, name)
+        if not np.isfinite(value):
+            raise Diverged(
+                f"the {name.replace('_', ' ')} became {value} in epoch {row.epoch}",
+                remedy="lower the rate with --set training.learning_rate=..., or look at the input scaling",
+            )

@@ -1,0 +1,99 @@
+"""Optimizers by name, with the update rules and defaults of Keras, which the papers used.
+
+PyTorch's Adam and RMSprop put epsilon elsewhere than Keras 3 does; with gradients near 1e-5 and epsilon 1e-7 that
+changes the first steps visibly, so the two are written out here. SGDM is the same in both for a constant rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from sonobreast.config import Training
+from sonobreast.errors import SonobreastError, nearest
+
+Parameters = Iterable[Tensor]
+
+
+class KerasAdam(Optimizer):
+    """Adam as in Keras 3 (`keras.src.optimizers.adam`), which follows the form before section 2.1 of Kingma and Ba.
+
+    ``p -= lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)`` with b1 = 0.9, b2 = 0.999, eps = 1e-7.
+    """
+
+    def __init__(self, params: Parameters, lr: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-7})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of all parameters that have a gradient."""
+        loss = _evaluate(closure)
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                state: dict[str, Any] = self.state[p]
+                if not state:
+                    state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+                state["step"] += 1
+                t = state["step"]
+                state["m"].lerp_(p.grad, 1 - b1)
+                state["v"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
+                rate = group["lr"] * (1 - b2**t) ** 0.5 / (1 - b1**t)
+                p.addcdiv_(state["m"], state["v"].sqrt().add_(group["eps"]), value=-rate)
+        return loss
+
+
+class KerasRMSprop(Optimizer):
+    """RMSprop as in Keras 3 (`keras.src.optimizers.rmsprop`): ``p -= lr g / sqrt(v + eps)``, rho 0.9, eps 1e-7."""
+
+    def __init__(self, params: Parameters, lr: float) -> None:
+        super().__init__(params, {"lr": lr, "rho": 0.9, "eps": 1e-7})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of all parameters that have a gradient."""
+        loss = _evaluate(closure)
+        for group in self.param_groups:
+            rho = group["rho"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                state: dict[str, Any] = self.state[p]
+                if not state:
+                    state["v"] = torch.zeros_like(p)
+                state["v"].mul_(rho).addcmul_(p.grad, p.grad, value=1 - rho)
+                p.addcdiv_(p.grad, (state["v"] + group["eps"]).sqrt_(), value=-group["lr"])
+        return loss
+
+
+def _evaluate(closure: Callable[[], float] | None) -> float | None:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+OPTIMIZERS: dict[str, Callable[[Parameters, float, float], Optimizer]] = {
+    "adam": lambda params, rate, _: KerasAdam(params, rate),
+    "rmsprop": lambda params, rate, _: KerasRMSprop(params, rate),
+    "sgdm": lambda params, rate, momentum: SGD(params, lr=rate, momentum=momentum),
+    "sgd": lambda params, rate, _: SGD(params, lr=rate),
+    "adamw": lambda params, rate, _: AdamW(params, lr=rate),
+}
+
+
+def check_optimizer(name: str) -> None:
+    """Raise SonobreastError, with the nearest names, for an optimizer that is not in the table."""
+    if name not in OPTIMIZERS:
+        raise SonobreastError(
+            f"no optimizer is called {name!r}; {nearest(name, OPTIMIZERS)}",
+            remedy="give one of these names with --set training.optimizers=[...]",
+        )
+
+
+def build_optimizer(name: str, params: Parameters, settings: Training) -> Optimizer:
+    """The optimizer of a run; its rate is ``learning_rates[name]``, else ``learning_rate``."""
+    check_optimizer(name)
+    return OPTIMIZERS[name](params, settings.learning_rates.get(name, settings.learning_rate), settings.momentum)

@@ -1,0 +1,349 @@
+"""The grid of a study: architectures x optimizers x folds x seeds, resumable at every run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from sonobreast.config import Recipe, dump_yaml
+from sonobreast.data import manifest as manifests
+from sonobreast.data import split as splits
+from sonobreast.data.dataset import decode_all
+from sonobreast.data.manifest import Manifest
+from sonobreast.environment import record
+from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.evaluation.summary import RESULT_COLUMNS, read_predictions, result_row, study_metrics
+from sonobreast.models.zoo import Backbone, load_backbone, timm_name
+from sonobreast.records import Assignment, Run, atomic, check_version, disk_error, read_json, write_json, write_table
+from sonobreast.training.fit import Fold, fit, fold_of, is_finished, read_config, write_run
+from sonobreast.training.frozen import Bank, Images, bank_size, cache_key, compute_bank
+from sonobreast.training.optimizers import check_optimizer
+
+
+class Reporter:
+    """What a study tells while it runs; the base class keeps silent."""
+
+    def stage(self, title: str, total: int) -> None:
+        """A stage of ``total`` steps begins."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps of this stage are done."""
+
+    def runs(self, done: int, total: int) -> None:
+        """So many runs of the study are finished."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the person who waits."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `run_study` did.
+
+    Attributes
+    ----------
+    finished, reused : int
+        Runs in the study now, and how many of them an earlier call had finished.
+    failed : dict of str to str
+        Run -> why it could not be finished.
+    """
+
+    finished: int
+    reused: int
+    failed: dict[str, str]
+
+
+def plan(recipe: Recipe, rows: Sequence[Assignment]) -> list[Run]:
+    """All runs of a study, architecture by architecture."""
+    folds = sorted({(r.repeat, r.fold) for r in rows})
+    return [
+        Run(architecture=a, optimizer=o, repeat=repeat, fold=fold, seed=seed)
+        for a in recipe.model.architectures
+        for o in recipe.training.optimizers
+        for repeat, fold in folds
+        for seed in recipe.training.seeds
+    ]
+
+
+def run_study(
+    recipe: Recipe,
+    data: Path,
+    weights: str,
+    out: Path,
+    *,
+    strict: bool = False,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Run what is missing of a study and write its tables.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    data : Path
+        See `sonobreast.data.folders.read_layout`.
+    weights : str
+        See `sonobreast.models.zoo.load_backbone`.
+    out : Path
+        Folder of the study; one that holds the same study is continued.
+    strict : bool
+        Stop at the first file that cannot be used.
+    reporter : Reporter or None
+
+    Raises
+    ------
+    SonobreastError
+        Everything that the user can mend; what is finished stays. Another study in ``out``, or changed data, are
+        refused.
+    """
+    reporter = reporter or Reporter()
+    for optimizer in recipe.training.optimizers:
+        check_optimizer(optimizer)
+    for architecture in recipe.model.architectures:
+        timm_name(architecture)
+    if weights == "none" and recipe.model.backbone == "frozen":
+        raise SonobreastError(
+            "a frozen backbone without pre-trained weights learns nothing",
+            remedy="give --weights hub or a folder, or train it with --set model.backbone=finetune",
+        )
+    with _alone(out):
+        reporter.stage("reading images", 0)
+        manifest = manifests.build(data, strict=strict, progress=_steps(reporter, "reading images"))
+        for problem in manifest.problems[:10]:
+            reporter.say(f"{problem.severity}: {problem.file}: {problem.what}")
+        if len(manifest.problems) > 10:
+            reporter.say(f"... {len(manifest.problems) - 10} more in {out / 'problems.csv'}")
+        cases = splits.draw(manifest.cases, recipe.data)
+        rows = splits.divide(cases, recipe.split)
+        _claim(out, recipe, weights, manifest, rows)
+        runs = plan(recipe, rows)
+        known = [r for r in runs if is_finished(out / "runs" / r.id)]
+        failed: dict[str, str] = {}
+        if len(known) < len(runs):
+            images = _decode(manifest, cases, recipe, reporter)
+            reporter.runs(len(known), len(runs))
+            for architecture in recipe.model.architectures:
+                todo = [r for r in runs if r.architecture == architecture and r not in known]
+                if todo:
+                    failed |= _run_architecture(
+                        architecture, todo, images, rows, recipe, weights, out, manifest, runs, reporter
+                    )
+        finished = collect(out, runs)
+        write_json(out / "failed.json", {"runs": failed})
+        shutil.rmtree(out / "cache", ignore_errors=True)
+    return Outcome(finished, len(known), failed)
+
+
+def _steps(reporter: Reporter, title: str) -> manifests.Progress:
+    def progress(done: int, total: int) -> None:
+        if done == 1:
+            reporter.stage(title, total)
+        reporter.advance()
+
+    return progress
+
+
+def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: Reporter) -> Images:
+    ordered = sorted(cases, key=lambda c: c.image)
+    classes = recipe.data.classes or tuple(c for c in manifest.counts if any(k.label == c for k in ordered))
+    pixels = decode_all([manifest.path(c) for c in ordered], recipe.preprocess, _steps(reporter, "decoding images"))
+    label = torch.tensor([classes.index(c.label) for c in ordered])
+    return Images(pixels, tuple(c.image for c in ordered), label, classes)
+
+
+def _run_architecture(
+    architecture: str,
+    todo: Sequence[Run],
+    images: Images,
+    rows: Sequence[Assignment],
+    recipe: Recipe,
+    weights: str,
+    out: Path,
+    manifest: Manifest,
+    runs: Sequence[Run],
+    reporter: Reporter,
+) -> dict[str, str]:
+    cut = recipe.model.backbone == "frozen" and recipe.model.uncovered == "cut"
+    backbone = load_backbone(architecture, weights, cut_uncovered=cut, image_size=recipe.preprocess.size)
+    reporter.say(
+        f"{architecture}: {backbone.coverage.sentence()} (licence of the weights: {backbone.coverage.licence})"
+    )
+    backbone_file = _save_backbone(backbone, out)
+    bank = None
+    if recipe.model.backbone == "frozen" and (cut or not backbone.coverage.missing):
+        bank = _bank(architecture, backbone, images, rows, recipe, out, reporter)
+    folds: dict[tuple[int, int], Fold] = {}
+    failed: dict[str, str] = {}
+    reporter.stage(f"{architecture}: training", len(todo) * recipe.training.epochs)
+    for run in todo:
+        key = (run.repeat, run.fold)
+        fold = folds.setdefault(key, fold_of(rows, images.names, *key))
+        trained = 0
+
+        def count(epochs: int) -> None:
+            nonlocal trained
+            trained += epochs
+            reporter.advance(epochs)
+
+        try:
+            fitted = fit(backbone, bank, images, fold, recipe, run, count)
+        except Diverged as error:
+            failed[run.id] = error.what
+            reporter.say(f"{run.id}: {error.what}; the other runs go on")
+        else:
+            write_run(
+                out / "runs" / run.id,
+                fitted,
+                backbone,
+                images,
+                fold,
+                recipe,
+                run,
+                backbone_file=backbone_file,
+                data_fingerprint=manifest.fingerprint,
+            )
+        reporter.advance(recipe.training.epochs - trained)  # what early stopping saved
+        reporter.runs(sum(is_finished(out / "runs" / r.id) for r in runs), len(runs))
+    return failed
+
+
+def _bank(
+    architecture: str,
+    backbone: Backbone,
+    images: Images,
+    rows: Sequence[Assignment],
+    recipe: Recipe,
+    out: Path,
+    reporter: Reporter,
+) -> Bank:
+    used = {r.image for r in rows if r.subset == "train"}
+    trained_on: NDArray[np.intp] = np.asarray([i for i, n in enumerate(images.names) if n in used], np.intp)
+    reporter.stage(f"{architecture}: features", bank_size(len(images.names), len(trained_on), recipe))
+    cache = out / "cache" / cache_key(backbone, images, recipe, trained_on)
+    return compute_bank(backbone, images, recipe, cache, reporter.advance, trained_on)
+
+
+def _save_backbone(backbone: Backbone, out: Path) -> str:
+    """Keep the backbone's tensors once per study, named by their digest; returns the name relative to ``out``."""
+    name = f"backbones/{backbone.timm_name}-{backbone.sha256()[:16]}.safetensors"
+    if not (out / name).is_file():
+        with atomic(out / name, "wb") as stream:
+            stream.write(save({k: v.contiguous() for k, v in backbone.used_tensors().items()}))
+    return name
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the study's folder: two processes in one folder would spoil each other's files."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock")
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise SonobreastError(
+            "another sonobreast process is working in this folder",
+            file=out,
+            remedy="wait for it to end, or give another --out",
+        ) from error
+    except OSError as error:
+        raise disk_error(error, out) from error
+
+
+def _claim(out: Path, recipe: Recipe, weights: str, manifest: Manifest, rows: Sequence[Assignment]) -> None:
+    """Write what the study is, or check that the folder holds this very study."""
+    config = {
+        "schema_version": 1,
+        "recipe": recipe.model_dump(mode="json"),
+        "weights": "folder" if weights not in ("hub", "none") else weights,
+        "data_fingerprint": manifest.fingerprint,
+        "layout": manifest.layout,
+        "counts": manifest.counts,
+    }
+    file = out / "config.yaml"
+    if file.exists():
+        _refuse_other_study(file, config)
+        if (out / "split.csv").exists():
+            old = {(r.repeat, r.fold, r.subset, r.image) for r in splits.read(out / "split.csv")}
+            if old != {(r.repeat, r.fold, r.subset, r.image) for r in rows}:
+                raise SonobreastError(
+                    "the division into subsets differs from the one this study began with",
+                    file=out / "split.csv",
+                    remedy="give another --out; the libraries that divide may have changed",
+                )
+    elif any(p.name not in (".lock",) for p in out.iterdir()):
+        raise SonobreastError(
+            "the folder is not empty and holds no study", file=out, remedy="give a new or empty folder with --out"
+        )
+    manifests.write(out / "manifest.csv", manifest)
+    splits.write(out / "split.csv", rows)
+    write_json(out / "environment.json", {**record(), "data_fingerprint": manifest.fingerprint})
+    with atomic(file) as stream:
+        stream.write(dump_yaml(config))
+
+
+def _refuse_other_study(file: Path, config: dict[str, Any]) -> None:
+    try:
+        old = yaml.safe_load(file.read_text(encoding="utf-8"))
+        check_version(old["schema_version"], file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise SonobreastError("the folder's config.yaml is damaged", file=file, remedy="give another --out") from error
+    changed = sorted(_differences(old, config))
+    if changed:
+        what = "the data have changed" if changed == ["data_fingerprint"] else f"it differs in {', '.join(changed[:6])}"
+        raise SonobreastError(
+            f"the folder holds another study: {what}",
+            file=file,
+            remedy="give another --out, or the settings and data that the study began with",
+        )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif old != new:
+        yield prefix.removeprefix("recipe.")
+
+
+def collect(out: Path, runs: Sequence[Run] | None = None) -> int:
+    """Write ``predictions.csv``, ``results.csv`` and ``metrics.json`` from the finished runs; returns their number."""
+    folders = (
+        [out / "runs" / r.id for r in runs]
+        if runs is not None
+        else sorted(p for p in (out / "runs").glob("*") if not p.name.startswith("."))
+    )
+    finished = [f for f in folders if is_finished(f)]
+    if not finished:
+        return 0
+    _join([f / "predictions.csv" for f in finished], out / "predictions.csv")
+    results = [result_row(read_config(f)["run"], read_json(f / "metrics.json")) for f in finished]
+    write_table(out / "results.csv", RESULT_COLUMNS, results)
+    metrics = study_metrics(read_predictions(out / "predictions.csv"))
+    write_json(out / "metrics.json", metrics)
+    return len(finished)
+
+
+def _join(files: Sequence[Path], target: Path) -> None:
+    """Put tables with the same header together, line by line."""
+    with atomic(target) as stream:
+        header = ""
+        for file in files:
+            with file.open(encoding="utf-8", newline="") as source:
+                first = source.readline()
+                if header and first != header:
+                    raise SonobreastError("the runs of this study have different columns", file=file)
+                if not header:
+                    stream.write(first)
+                    header = first
+                shutil.copyfileobj(source, stream)
