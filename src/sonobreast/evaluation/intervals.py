@@ -95,11 +95,12 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     """
     if not (n >= 1 and 0 <= successes <= n and successes == int(successes) and n == int(n)):
         raise SonobreastError(f"{successes} of {n} is no proportion", remedy="give whole numbers, 0 <= successes <= n")
-    low, high = _wilson_limits(successes / n, n, level)
+    low, high = wilson_limits(successes / n, n, level)
     return Interval(successes / n, low, high, level, "wilson", int(n), int(n))
 
 
-def _wilson_limits(share: float, n: float, level: float) -> tuple[float, float]:
+def wilson_limits(share: float, n: float, level: float) -> tuple[float, float]:
+    """Wilson's limits of a share of n cases; neither n nor the count need be whole (effective numbers, planning)."""
     low, high = proportion_confint(share * n, n, alpha=1 - checked_level(level), method="wilson")
     # The ends are exact here, and rounding would leave 0.9999999999999999.
     return (0.0 if share <= 0 else max(0.0, float(low))), (1.0 if share >= 1 else min(1.0, float(high)))
@@ -313,7 +314,7 @@ def bootstrap(
         interval = limits(drawn[name], level=level, method=method, n=n, groups=groups)
         behind = groups_behind(name, repeats, codes)
         if interval.note == FLAT and behind and describe(name).high == 1.0:
-            low, high = _wilson_limits(interval.estimate, behind, level)
+            low, high = wilson_limits(interval.estimate, behind, level)
             label = f"wilson on {behind} groups (bootstrap without spread)"
             interval = replace(interval, low=low, high=high, method=label)
         if behind < _FEW and interval.method.startswith("cluster"):
