@@ -298,10 +298,10 @@ def bootstrap(
 
     Notes
     -----
-    Simulated (1,200 sets of groups of 1 to 6 cases whose results correlate at .7), intervals of 95 % for an accuracy of
-    .8 cover it in .94 (percentile) and .95 (BCa) of sets of 90 groups, .92 and .94 of 40, .91 and .92 of 20; Wilson's in
-    .71 to .74. At an accuracy of .92, where errors are few, they cover .91 and .93 of 90 groups, .87 and .89 of 40, .85
-    and .91 of 20. BCa is the better choice throughout.
+    Simulated (1,200 sets of groups of 1 to 6 cases whose results correlate at .7), 95 % intervals of an accuracy of .8
+    cover it in .94 (percentile) and .95 (BCa) of the sets of 90 groups, .92 and .94 of 40, .91 and .92 of 20; Wilson's
+    in .71 to .74. At an accuracy of .92, where errors are few, .91 and .93 of 90 groups, .87 and .89 of 40, .85 and .91
+    of 20. BCa is the better choice throughout.
 
     Raises
     ------
