@@ -180,6 +180,13 @@ def test_bca_gives_the_published_worked_example() -> None:
     assert bca_limits(171.534, resampled, jackknife, 0.9) == pytest.approx((115.8, 259.6), abs=4)
 
 
+def test_bca_counts_ties_half() -> None:
+    # Symmetric about the estimate, most of it tied with it: no bias, no acceleration: BCa is the percentile interval.
+    resampled = np.repeat([0.0, 1.0, 2.0], [10, 80, 10])
+    jackknife = np.array([0.5, 1.5, 1.0])
+    assert bca_limits(1.0, resampled, jackknife, 0.8) == pytest.approx(percentile_limits(resampled, 0.8))
+
+
 # ---- coverage
 
 
