@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -368,10 +369,8 @@ def _override(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise SonobreastError(f"--set {override!r}: the value is not valid YAML ({error})") from error
     if isinstance(value, str):
-        try:  # YAML 1.1 reads 1e-4 as text
+        with suppress(ValueError):  # YAML 1.1 reads 1e-4 as text
             value = float(value)
-        except ValueError:
-            pass
     *parts, last = key.split(".", 2) if key.startswith(parents) else key.split(".")
     for part in parts:
         inner = content.get(part)

@@ -15,7 +15,7 @@ from sonobreast.records import LESION_CLASSES, Problem
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
 _MASK = re.compile(r"^(?P<image>.+?)[ _-]mask(?:[ _-]?\(?\d+\)?)?$", re.IGNORECASE)
 _BUSI = re.compile(r"^(benign|malignant|normal) ?\(\d+\)$", re.IGNORECASE)
-_JUNK = frozenset({"thumbs.db", "desktop.ini", "manifest.csv", "problems.csv", "split.csv", "phantom.json"})
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "problems.csv", "split.csv", "phantom.json"})
 _MASK_FOLDERS = frozenset({"mask", "masks", "labels", "ground_truth", "groundtruth", "gt", "segmentation", "seg"})
 # Columns of a table that have a meaning here; all others are kept as text beside the image.
 _COLUMNS = {
@@ -102,9 +102,8 @@ def _visible(folder: Path) -> list[Path]:
         raise SonobreastError(
             f"the folder cannot be read ({error.strerror})", file=folder, remedy="check its permissions"
         ) from error
-    return [
-        p for p in names if not p.name.startswith((".", "__MACOSX")) and p.name.lower() not in _JUNK - {"manifest.csv"}
-    ]
+    hidden = (".", "__MACOSX")
+    return [p for p in names if not p.name.startswith(hidden) and p.name.lower() not in _JUNK]
 
 
 def _natural(name: str) -> tuple[object, ...]:
@@ -132,7 +131,7 @@ def _class_root(source: Path) -> Path:
         nested = [f for f in folders if any(p.is_dir() for p in _visible(f))]
         if nested:
             raise SonobreastError(
-                f"the classes are spread over {', '.join(sorted(f.name for f in folders))}: this looks like a ready split",
+                f"the classes lie in {', '.join(sorted(f.name for f in folders))}: this looks like a ready split",
                 file=source,
                 remedy="put all images of a class into one folder, or list them in a CSV with the columns image,label",
             )

@@ -46,7 +46,7 @@ def draw(cases: Sequence[Case], data: Data) -> tuple[Case, ...]:
         if wanted > len(names) or wanted < 1:
             raise SonobreastError(
                 f"the recipe draws {wanted} images of the class {name!r}, the data have {len(names)}",
-                remedy=f"draw fewer with --set data.subsample.{name}={len(names)}, or all with --set data.subsample=null",
+                remedy=f"draw fewer with --set data.subsample.{name}={len(names)}, or all: --set data.subsample=null",
             )
         # A generator for each class: the draw of one class does not depend on how many images the others have.
         rng = np.random.default_rng([data.subsample_seed, *name.encode()])

@@ -146,8 +146,8 @@ def configuration(table: pd.DataFrame, *, resamples: int = 2000) -> dict[str, An
         support; ``confusion`` (rows truth; the mean over repeats where there are several); ``runs``, ``repeats``.
     """
     repeats, group, left_out = repeats_of(table)
-    intervals = bootstrap(repeats, group, resamples=resamples)
-    accuracy = accuracy_interval(repeats, group, resamples=resamples)
+    intervals = bootstrap(repeats, group, resamples=resamples, method="bca")
+    accuracy = accuracy_interval(repeats, group, resamples=resamples, method="bca")
     classes = repeats[0].classes
     count = support(repeats[0])
     matrix = np.mean([confusion(r) for r in repeats], axis=0)
@@ -184,7 +184,7 @@ def _short(interval: Interval) -> dict[str, Any]:
 
 
 def study_metrics(table: pd.DataFrame, *, resamples: int = 2000) -> dict[str, Any]:
-    """The content of a study's ``metrics.json``: one entry for each architecture and optimizer, in the table's order."""
+    """The content of a study's ``metrics.json``: one entry for each architecture and optimizer, in order."""
     return {
         "level": 0.95,
         "resamples": resamples,

@@ -174,7 +174,7 @@ def load_backbone(
         network, state, card = _from_hub(name)
     else:
         network = timm.create_model(name, num_classes=0)
-        state, card = ({}, _plain_card(network)) if weights == "none" else _from_folder(name, Path(weights))
+        state, card = ({}, _plain_card(network)) if weights == "none" else _from_folder(name, network, Path(weights))
     network.eval()
     missing = _load(network, state, name, card["file"])
     parameters = {k: p.numel() for k, p in network.named_parameters()}
@@ -186,7 +186,7 @@ def load_backbone(
         network,
         timm_name=name,
         cut=cut,
-        features=int(network.num_features),
+        features=0,  # measured below
         mean=card["mean"],
         std=card["std"],
         coverage=Coverage(
@@ -203,8 +203,8 @@ def load_backbone(
             backbone.features = int(backbone(torch.zeros(1, 3, image_size, image_size)).shape[1])
         except (AssertionError, RuntimeError, ValueError) as error:
             raise SonobreastError(
-                f"{architecture} cannot take images of {image_size}x{image_size} px ({str(error).splitlines()[0][:120]})",
-                remedy=f"use its own size with --set preprocess.size={network.pretrained_cfg['input_size'][-1]}",
+                f"{architecture} cannot take images of {image_size} px ({str(error).splitlines()[0][:120]})",
+                remedy=f"use its own size with --set preprocess.size={card['size']}",
             ) from error
     return backbone
 
@@ -277,9 +277,8 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, file: str 
             file=file,
             remedy="the file belongs to another network, or to another version of timm",
         )
-    misfits = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in state if state[k].shape != own[k].shape
-    ]
+    shapes = {k: (tuple(v.shape), tuple(own[k].shape)) for k, v in state.items()}
+    misfits = [f"{k} {given} for {wanted}" for k, (given, wanted) in shapes.items() if given != wanted]
     if misfits:
         raise SonobreastError(
             f"the weights do not fit {name}: {len(misfits)} tensors have another shape, first {misfits[0]}",
@@ -298,7 +297,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], name: str, file: str 
     return [k for k in own if k not in state and not k.endswith(counters)]
 
 
-def _from_folder(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _from_folder(name: str, network: nn.Module, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not folder.is_dir():
         raise SonobreastError(
             "there is no such folder of weights", file=folder, remedy="give --weights hub, none, or a folder"
@@ -339,6 +338,7 @@ def _from_folder(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, 
             f"the weights cannot be read ({error})", file=file, remedy="copy or download the file again"
         ) from error
     return state, {
+        **_plain_card(network),
         "file": str(file),
         "source": "folder",
         "mean": mean,
@@ -386,6 +386,7 @@ def _plain_card(network: nn.Module) -> dict[str, Any]:
         "source": "none",
         "mean": _three(config["mean"]),
         "std": _three(config["std"]),
+        "size": int(config["input_size"][-1]),
         "origin": str(config.get("hf_hub_id") or config.get("url") or "not stated"),
         "licence": str(config.get("license") or "not stated"),
     }

@@ -328,7 +328,7 @@ def fit_head(
                 view[index],
                 images.label[index],
                 weight,
-                torch.randperm(len(index), generator=order).split(recipe.training.batch_size),
+                torch.split(torch.randperm(len(index), generator=order), recipe.training.batch_size),
             )
             row = _epoch_row(epoch, loss, accuracy, head, bank.clean[held_out], images.label[held_out])
             history.append(row)

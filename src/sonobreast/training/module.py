@@ -72,6 +72,8 @@ class FineTuning(lightning.LightningModule):
         )
         self.sums: dict[str, float] = {}
 
+    weight: Tensor
+
     def _modules_in_inference_mode(self) -> list[nn.Module]:
         """Frozen modules, and batch norms whose pre-trained statistics are to stay."""
         keep = self.recipe.model.batch_norm == "inference"
