@@ -39,6 +39,7 @@ class Entry:
     patient: str = ""
     group: str = ""
     spacing_mm: float | None = None
+    source: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -341,6 +342,7 @@ def _read_csv(path: Path) -> Listing:
                 patient=cell.get("patient", ""),
                 group=cell.get("group", ""),
                 spacing_mm=_spacing(cell.get("spacing_mm", ""), number, path),
+                source=row[lowered.index("source")].strip() if "source" in lowered else "",
                 extra={
                     header[i]: row[i].strip() for i in range(len(header)) if i not in used and lowered[i] not in _OURS
                 },

@@ -178,6 +178,16 @@ def network_input(
     return (warp(unit, drawn, recipe.augment) - centre) / spread
 
 
+def augmented_views(images: Images, image: int, recipe: Recipe, n: int) -> list[NDArray[np.uint8]]:
+    """An image and its first ``n`` augmented views as pictures, each uint8 (size, size, 3)."""
+    unit = torch.from_numpy(scale(images.pixels[[image]], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    shown = [
+        warp(unit, draw_views([images.names[image]], view, 0, recipe.augment), recipe.augment) for view in range(n)
+    ]
+    pictures = [(255.0 * v[0]).round().to(torch.uint8).permute(1, 2, 0).numpy() for v in shown]
+    return [images.pixels[image], *pictures]
+
+
 def _features(
     backbone: Backbone,
     images: Images,

@@ -23,11 +23,12 @@ from sonobreast.data.dataset import decode_all
 from sonobreast.data.manifest import Manifest
 from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
 from sonobreast.evaluation.summary import RESULT_COLUMNS, read_predictions, result_row, study_metrics
 from sonobreast.models.zoo import Backbone, load_backbone, timm_name
 from sonobreast.records import Assignment, Run, atomic, check_version, disk_error, read_json, write_json, write_table
 from sonobreast.training.fit import Fold, fit, fold_of, is_finished, read_config, write_run
-from sonobreast.training.frozen import Bank, Images, bank_size, cache_key, compute_bank
+from sonobreast.training.frozen import Bank, Images, augmented_views, bank_size, cache_key, compute_bank
 from sonobreast.training.optimizers import check_optimizer
 
 
@@ -83,6 +84,7 @@ def run_study(
     out: Path,
     *,
     strict: bool = False,
+    images: bool = True,
     reporter: Reporter | None = None,
 ) -> Outcome:
     """Run what is missing of a study and write its tables.
@@ -98,6 +100,8 @@ def run_study(
         Folder of the study; one that holds the same study is continued.
     strict : bool
         Stop at the first file that cannot be used.
+    images : bool
+        Draw figures that show images of the data set.
     reporter : Reporter or None
 
     Raises
@@ -130,13 +134,15 @@ def run_study(
         known = [r for r in runs if is_finished(out / "runs" / r.id)]
         failed: dict[str, str] = {}
         if len(known) < len(runs):
-            images = _decode(manifest, cases, recipe, reporter)
+            decoded = _decode(manifest, cases, recipe, reporter)
+            if images:
+                draw_pictures(out / "figures", decoded, rows, recipe)
             reporter.runs(len(known), len(runs))
             for architecture in recipe.model.architectures:
                 todo = [r for r in runs if r.architecture == architecture and r not in known]
                 if todo:
                     failed |= _run_architecture(
-                        architecture, todo, images, rows, recipe, weights, out, manifest, runs, reporter
+                        architecture, todo, decoded, rows, recipe, weights, out, manifest, runs, reporter
                     )
         finished = collect(out, runs)
         write_json(out / "failed.json", {"runs": failed})
@@ -159,6 +165,19 @@ def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: 
     pixels = decode_all([manifest.path(c) for c in ordered], recipe.preprocess, _steps(reporter, "decoding images"))
     label = torch.tensor([classes.index(c.label) for c in ordered])
     return Images(pixels, tuple(c.image for c in ordered), label, classes)
+
+
+def draw_pictures(folder: Path, images: Images, rows: Sequence[Assignment], recipe: Recipe) -> None:
+    """Draw sample images and augmented views of training images, as the network sees them."""
+    training = {r.image for r in rows if r.subset == "train" and r.repeat == 0 and r.fold == 0}
+    chosen = [i for i, n in enumerate(images.names) if n in training]
+    of_class = {c: [i for i in chosen if int(images.label[i]) == k] for k, c in enumerate(images.classes)}
+    rng = np.random.default_rng(0)
+    samples = {c: [images.pixels[i] for i in rng.permutation(found)[:4]] for c, found in of_class.items()}
+    views = {c: augmented_views(images, int(rng.choice(found)), recipe, 5) for c, found in of_class.items()}
+    for name, figure in (("samples", samples_plot(samples)), ("augmentation", augmentation_plot(views))):
+        with atomic(folder / f"{name}.png", "wb") as stream:
+            stream.write(png(figure))
 
 
 def _run_architecture(
@@ -268,6 +287,7 @@ def _claim(out: Path, recipe: Recipe, weights: str, manifest: Manifest, rows: Se
         "weights": "folder" if weights not in ("hub", "none") else weights,
         "data_fingerprint": manifest.fingerprint,
         "layout": manifest.layout,
+        "source": "+".join(sorted({c.source for c in manifest.cases})),
         "counts": manifest.counts,
     }
     file = out / "config.yaml"

@@ -1,0 +1,372 @@
+"""The commands: argument parsing and words to the person, nothing else. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sonobreast.config import Recipe
+    from sonobreast.data.manifest import Manifest
+
+app = typer.Typer(
+    name="sonobreast",
+    help="Train, compare, check and serve classifiers for breast ultrasound. Research use only, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # Rich's help pages cost a third of a second
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Read and check data sets.", no_args_is_help=True, rich_markup_mode=None)
+study_app = typer.Typer(help="Run a grid of trainings and report on it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+app.add_typer(study_app, name="study")
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable.")
+]
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder or CSV of the data set.")]
+Weights = Annotated[str, typer.Option("--weights", help="Pre-trained weights: hub, none, or a folder.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be used.")]
+NoImages = Annotated[bool, typer.Option("--no-images", help="Leave images of the data set out of figures and report.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from sonobreast import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    del debug, version  # read before parsing (main), shown here for --help
+
+
+@data_app.command("check")
+def data_check(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, or a CSV with image,label.")],
+    out: Annotated[Path, typer.Option(help="Where manifest.csv goes: a folder or a .csv file.")] = Path(),
+    strict: Strict = False,
+) -> None:
+    """Recognise a data set, open every file, print the class table and write manifest.csv."""
+    from sonobreast.data import manifest as manifests
+
+    file = out if out.suffix.lower() == ".csv" else out / "manifest.csv"
+    with _progress() as (stage, advance, _):
+
+        def progress(done: int, total: int) -> None:
+            if done == 1:
+                stage("reading images", total)
+            advance()
+
+        manifest = manifests.build(source, strict=strict, progress=progress)
+    manifests.write(file, manifest)
+    _print_manifest(manifest, file)
+
+
+def _print_manifest(manifest: Manifest, file: Path) -> None:
+    from rich.table import Table
+
+    console = _console()
+    title = {"busi": "BUSI layout", "folders": "a folder for each class", "csv": "CSV"}[manifest.layout]
+    table = Table(title=f"{title}: {len(manifest.cases)} images", title_justify="left")
+    table.add_column("class")
+    for name in ("images", "masks", "Aulia 2026, Table 1"):
+        table.add_column(name, justify="right")
+    from sonobreast.evaluation.published import class_counts
+
+    busi = manifest.layout == "busi"
+    printed = (class_counts("aulia2026") or {}) if busi else {}
+    for label, n in manifest.counts.items():
+        masks = sum(len(c.masks) for c in manifest.cases if c.label == label)
+        table.add_row(label, str(n), str(masks), str(printed.get(label, "")))
+    total = sum(len(c.masks) for c in manifest.cases)
+    table.add_row("total", str(len(manifest.cases)), str(total), str(printed.get("total", "")), style="bold")
+    if not busi:
+        table.columns.pop()
+    console.print(table)
+    if busi and printed.get("benign") == 487:
+        console.print("The paper prints 487 benign images; its own total of 780 needs 437 (487 is a misprint).")
+    patients = {c.patient for c in manifest.cases if c.patient}
+    groups = len({c.group for c in manifest.cases})
+    if patients:
+        console.print(f"{len(patients)} patients; splits keep each patient's images together.")
+    elif groups < len(manifest.cases):
+        console.print(f"{groups} groups; splits keep each group's images together.")
+    else:
+        console.print(
+            "No patients or groups are known: each image counts as independent, copies of one picture included.",
+            style="yellow",
+        )
+    _print_problems(manifest)
+    console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+
+
+def _print_problems(manifest: Manifest) -> None:
+    from rich.markup import escape
+
+    console = _console()
+    kinds: dict[tuple[str, str], list[Any]] = {}
+    for p in manifest.problems:
+        kinds.setdefault((p.severity, p.code), []).append(p)
+    for (severity, _), problems in kinds.items():
+        style = "red" if severity == "error" else "yellow"
+        console.print(f"{len(problems)} file(s): {escape(problems[0].what)}", style=style, highlight=False)
+        for p in problems[:5]:
+            console.print(f"  {escape(p.file)}", highlight=False, soft_wrap=True)
+        if len(problems) > 5:
+            console.print(f"  ... {len(problems) - 5} more in problems.csv")
+        console.print(f"  what to do: {escape(problems[0].remedy)}", highlight=False)
+
+
+@data_app.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="Name in the catalogue, for example busi.")],
+) -> None:
+    """Fetch a public data set (from Kaggle, with kagglehub)."""
+    from sonobreast.data.catalogue import DATA_SETS, download
+
+    folder = download(name)
+    card = DATA_SETS[name.lower()]
+    _console().print(
+        f"{card.title}\n  in: {folder}\n  licence: {card.licence}\n  cite: {card.citation}", soft_wrap=True
+    )
+    _console().print(f"next: sonobreast data check '{folder}'", soft_wrap=True)
+
+
+@study_app.command("run")
+def study_run(
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the study; the same call continues it.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a YAML file.")] = "aulia2026",
+    weights: Weights = "hub",
+    overrides: Overrides = None,
+    strict: Strict = False,
+    no_images: NoImages = False,
+) -> None:
+    """Run architectures x optimizers (x folds x seeds) and write tables, figures and report.html."""
+    from sonobreast.config import load_recipe
+
+    _run(load_recipe(recipe, overrides or ()), data, weights, out, strict=strict, images=not no_images)
+
+
+@study_app.command("report")
+def study_report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a study.")],
+    no_images: NoImages = False,
+) -> None:
+    """Draw the figures and the report of a study anew from its files."""
+    from sonobreast.evaluation.report import write_report
+
+    file = write_report(out, images=not no_images)
+    _console().print(f"wrote {file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the study that holds this one run.")],
+    architecture: Annotated[str, typer.Option(help="Network: a paper's name or any timm name.")],
+    optimizer: Annotated[str, typer.Option(help="adam, rmsprop, sgdm, sgd or adamw.")] = "adam",
+    recipe: Annotated[str, typer.Option(help="Recipe that gives all other settings.")] = "aulia2026",
+    weights: Weights = "hub",
+    overrides: Overrides = None,
+    strict: Strict = False,
+    no_images: NoImages = False,
+) -> None:
+    """Train one configuration: a study of a single architecture and optimizer."""
+    from sonobreast.config import load_recipe
+
+    single = [f"model.architectures=[{architecture}]", f"training.optimizers=[{optimizer}]"]
+    settings = load_recipe(recipe, [*(overrides or ()), *single])
+    _run(settings, data, weights, out, strict=strict, images=not no_images)
+
+
+def _run(recipe: Recipe, data: Path, weights: str, out: Path, *, strict: bool, images: bool) -> None:
+    with _progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.evaluation.report import write_report
+        from sonobreast.training.study import Reporter, run_study
+
+        class Screen(Reporter):
+            """Shows a study on the terminal."""
+
+            done = 0
+            total = 0
+
+            def stage(self, title: str, total: int) -> None:
+                runs = f"  [{self.done}/{self.total} runs]" if self.total else ""
+                stage(title + runs, total)
+
+            def advance(self, steps: int = 1) -> None:
+                advance(steps)
+
+            def runs(self, done: int, total: int) -> None:
+                self.done, self.total = done, total
+
+            def say(self, text: str) -> None:
+                say(text)
+
+        outcome = run_study(recipe, data, weights, out, strict=strict, images=images, reporter=Screen())
+        report = write_report(out, images=images) if outcome.finished else None
+    console = _console()
+    if outcome.reused:
+        console.print(f"{outcome.reused} of {outcome.finished} runs were finished before and kept.")
+    _print_results(out) if outcome.finished else None
+    if report is not None:
+        console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    if outcome.failed:
+        from sonobreast.errors import SonobreastError
+
+        first, why = next(iter(outcome.failed.items()))
+        raise SonobreastError(
+            f"{len(outcome.failed)} run(s) could not be finished; the first: {first}: {why}",
+            file=out / "failed.json",
+            remedy="change the settings in a new --out (for example a lower training.learning_rate)",
+        )
+
+
+def _print_results(out: Path) -> None:
+    from rich.table import Table
+
+    from sonobreast.records import read_json
+
+    metrics = read_json(out / "metrics.json")
+    table = Table(title="test accuracy, %", title_justify="left")
+    for name, justify in (
+        ("network", "left"),
+        ("optimizer", "left"),
+        ("accuracy", "right"),
+        ("95 % interval", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("images", justify="right")
+    for c in metrics["configurations"]:
+        a = c["accuracy"]
+        interval = "none" if a["low"] is None else f"{100 * a['low']:.1f}-{100 * a['high']:.1f}"
+        table.add_row(c["architecture"], c["optimizer"], f"{100 * a['estimate']:.2f}", interval, str(c["n"]))
+    _console().print(table)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+class _progress:
+    """A progress line with the time left on a terminal; silence where the output goes to a file or a pipe."""
+
+    def __enter__(self) -> tuple[Callable[[str, int], None], Callable[..., None], Callable[[str], None]]:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.bar.start()
+        self.task: Any = None
+
+        def stage(title: str, total: int) -> None:
+            if self.task is not None:
+                self.bar.update(self.task, visible=False)
+            self.task = self.bar.add_task(escape(title), total=total or None)
+
+        def advance(steps: int = 1) -> None:
+            if self.task is not None:
+                self.bar.advance(self.task, steps)
+
+        def say(text: str) -> None:
+            if console.is_terminal or not text.startswith("starting"):
+                self.bar.console.print(escape(text), highlight=False, soft_wrap=True)
+
+        return stage, advance, say
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def main() -> None:
+    """Entry point: turns every error into a sentence and an exit status, unless ``--debug`` is given."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("SONOBREAST_DEBUG"))
+    sys.exit(_call(arguments, debug))
+
+
+def _call(arguments: list[str], debug: bool) -> int:
+    from sonobreast.errors import SonobreastError
+
+    try:
+        code = app(args=arguments, prog_name="sonobreast", standalone_mode=False)
+        return int(code or 0)
+    except SonobreastError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a mistake in the command line
+            context = getattr(error, "ctx", None)
+            help_text = f"\n  try: {context.command_path} --help" if context is not None else ""
+            print(f"error: {error.format_message()}{help_text}", file=sys.stderr)
+            return int(error.exit_code)
+        print(_unexpected(error), file=sys.stderr)
+        return 1
+
+
+def _unexpected(error: Exception) -> str:
+    from sonobreast.records import disk_error
+
+    if isinstance(error, OSError):
+        return f"error: {disk_error(error, error.filename or '')}"
+    if isinstance(error, MemoryError):
+        return "error: not enough memory\n  what to do: use a smaller preprocess.size, or fewer augment.views"
+    if isinstance(error, ImportError):
+        return (
+            f"error: a library is missing ({error.name or error})\n"
+            "  what to do: install sonobreast[train] (training) or sonobreast[study] (reports)"
+        )
+    return (
+        f"error: unexpected {type(error).__name__}: {error}\n"
+        "  what to do: give the command again with --debug and report what it prints"
+    )
+
+
+if __name__ == "__main__":
+    main()

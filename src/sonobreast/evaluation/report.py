@@ -1,0 +1,321 @@
+"""One HTML file that can be read off-line, drawn from the stage files of a study and nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from sonobreast import __version__
+from sonobreast.config import Recipe, leaves, load_recipe, parse_recipe, recipe_names
+from sonobreast.errors import SonobreastError
+from sonobreast.evaluation import plots, published
+from sonobreast.evaluation.glossary import describe, metric_names
+from sonobreast.records import SUBSETS, atomic, check_version, read_json, read_table
+
+# Figures that show images of the data set; they are drawn while the study runs and left out with --no-images.
+PICTURES = ("samples", "augmentation")
+_HEADLINE_METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "f1_macro",
+    "sensitivity_malignant",
+    "specificity_malignant",
+    "auc_malignant",
+    "auc_ovr_macro",
+    "brier",
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The stage files of a study, read."""
+
+    out: Path
+    recipe: Recipe
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    results: pd.DataFrame
+    histories: Mapping[tuple[str, str], Mapping[str, pd.DataFrame]]
+    split: pd.DataFrame
+    problems: Sequence[Mapping[str, str]]
+    failed: Mapping[str, str]
+    environment: Mapping[str, Any]
+
+
+def read_study(out: Path) -> Study:
+    """Read a study's folder.
+
+    Raises
+    ------
+    SonobreastError
+        If it is no study, holds no finished run, or a file is missing or damaged.
+    """
+    file = out / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        check_version(config["schema_version"], file)
+        recipe = parse_recipe(config["recipe"], origin=file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise SonobreastError(
+            "this folder holds no study", file=out, remedy="give the folder that `sonobreast study run --out` wrote"
+        ) from error
+    if not (out / "metrics.json").is_file():
+        raise SonobreastError(
+            "no run of this study is finished", file=out, remedy="run the study; a second call continues it"
+        )
+    results = pd.DataFrame(read_table(out / "results.csv", ("run", "architecture", "optimizer")))
+    histories: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
+    for run, architecture, optimizer in zip(results["run"], results["architecture"], results["optimizer"], strict=True):
+        history = pd.DataFrame(read_table(out / "runs" / run / "history.csv", ("epoch",))).astype(float)
+        histories.setdefault((architecture, optimizer), {})[run] = history
+    return Study(
+        out,
+        recipe,
+        config,
+        read_json(out / "metrics.json"),
+        results,
+        histories,
+        pd.DataFrame(read_table(out / "split.csv", ("repeat", "fold", "subset", "label"))),
+        read_table(out / "problems.csv") if (out / "problems.csv").is_file() else [],
+        read_json(out / "failed.json")["runs"] if (out / "failed.json").is_file() else {},
+        read_json(out / "environment.json"),
+    )
+
+
+def write_report(out: Path, *, images: bool = True) -> Path:
+    """Draw ``figures/*.png`` and write ``report.html``.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the study.
+    images : bool
+        Whether the report shows images of the data set.
+
+    Raises
+    ------
+    SonobreastError
+        See `read_study`.
+    """
+    study = read_study(out)
+    best = {r: int(b) for r, b in zip(study.results["run"], study.results["best_epoch"], strict=True)}
+    drawings = plots.draw_study(study.metrics, study.histories, best, study.recipe.paper, _largest_class(study))
+    figures: dict[str, str] = {}
+    for name, draw in drawings.items():
+        content = plots.png(draw())
+        with atomic(out / "figures" / f"{name}.png", "wb") as stream:
+            stream.write(content)
+        figures[name] = base64.b64encode(content).decode()
+    if images:
+        for name in PICTURES:
+            file = out / "figures" / f"{name}.png"
+            if file.is_file():
+                figures[name] = base64.b64encode(file.read_bytes()).decode()
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval, "ratio": _ratio}
+    source = (resources.files("sonobreast") / "evaluation" / "report.html.j2").read_text(encoding="utf-8")
+    html = environment.from_string(source).render(figures=figures, images=images, **_content(study))
+    with atomic(out / "report.html") as stream:
+        stream.write(html)
+    return out / "report.html"
+
+
+def _content(study: Study) -> dict[str, Any]:
+    recipe, paper = study.recipe, study.recipe.paper
+    configurations = [_configuration(c, study) for c in study.metrics["configurations"]]
+    classes = study.metrics["configurations"][0]["classes"]
+    used = study.split[(study.split["repeat"] == "0") & (study.split["fold"] == "0")]
+    shown = [m for m in _HEADLINE_METRICS if m in metric_names(classes)]
+    return {
+        "version": __version__,
+        "recipe": recipe,
+        "paper": None if paper is None else published.paper(paper),
+        "config": study.config,
+        "classes": classes,
+        "class_table": _class_table(study),
+        "split_table": _split_table(used, classes, paper),
+        "folds": study.split[["repeat", "fold"]].drop_duplicates().shape[0],
+        "configurations": configurations,
+        "metrics_shown": [describe(m) for m in shown],
+        "runs": len(study.results),
+        "failed": study.failed,
+        "problems": study.problems,
+        "differences": differences(study),
+        "settings": _settings(recipe),
+        "environment": study.environment,
+        "curves_name": plots.curves_name,
+        "grouped_images": int((used["group"].map(used["group"].value_counts()) > 1).sum()),
+        "simulated": study.config.get("source") == "phantom",
+    }
+
+
+def _configuration(c: Mapping[str, Any], study: Study) -> dict[str, Any]:
+    architecture, optimizer = c["architecture"], c["optimizer"]
+    paper = study.recipe.paper
+    mine = study.results[(study.results["architecture"] == architecture) & (study.results["optimizer"] == optimizer)]
+    return {
+        **c,
+        "title": plots.configuration_title(architecture, optimizer),
+        "optimizer_title": plots.OPTIMIZER_TITLES.get(optimizer, optimizer),
+        "coverage": mine["coverage"].iloc[0],
+        "epochs": _span(mine["epochs"].astype(float)),
+        "best_epoch": _span(mine["best_epoch"].astype(float)),
+        "seconds": float(mine["seconds"].astype(float).sum()),
+        "printed": plots.published_accuracies(paper, architecture, optimizer),
+        "printed_classes": None if paper is None else published.table4(paper, architecture, optimizer),
+        "curves": plots.curves_name(architecture, optimizer),
+    }
+
+
+def _span(values: pd.Series[float]) -> str:
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _largest_class(study: Study) -> float | None:
+    support = [v["support"] for v in study.metrics["configurations"][0]["per_class"].values()]
+    return max(support) / sum(support) if sum(support) else None
+
+
+def _class_table(study: Study) -> list[dict[str, Any]]:
+    """Aulia's Table 1: images of each class in the data, used here, and as the paper prints them."""
+    paper = study.recipe.paper
+    printed = published.class_counts(paper) if paper else None
+    first = study.split[(study.split["repeat"] == "0") & (study.split["fold"] == "0")]
+    used = first["label"].value_counts()
+    found = study.config["counts"]
+    rows = [
+        {"label": c, "found": n, "used": int(used.get(c, 0)), "printed": (printed or {}).get(c)}
+        for c, n in found.items()
+    ]
+    total = {
+        "label": "total",
+        "found": sum(found.values()),
+        "used": len(first),
+        "printed": (printed or {}).get("total"),
+    }
+    return [*rows, total]
+
+
+def _split_table(used: pd.DataFrame, classes: Sequence[str], paper: str | None) -> list[dict[str, Any]]:
+    """Aulia's Table 2: images of each class and subset."""
+    printed = published.split_counts(paper) if paper else None
+    rows = []
+    for label in [*classes, "total"]:
+        mine = used if label == "total" else used[used["label"] == label]
+        rows.append(
+            {
+                "label": label,
+                "counts": {s: int((mine["subset"] == s).sum()) for s in SUBSETS},
+                "printed": (printed or {}).get(label),
+            }
+        )
+    return rows
+
+
+def differences(study: Study) -> list[str]:
+    """What differs between this run and the paper it follows, in sentences."""
+    recipe = study.recipe
+    sentences = []
+    coverage = study.results.drop_duplicates("architecture")
+    for architecture, share, text in zip(
+        coverage["architecture"], coverage["pretrained_share"].astype(float), coverage["coverage"], strict=True
+    ):
+        if share < 1.0:
+            sentences.append(f"{architecture}: {text}. The paper used complete ImageNet weights.")
+    if recipe.paper is None:
+        return []
+    counts = published.split_counts(recipe.paper)
+    first = study.split[(study.split["repeat"] == "0") & (study.split["fold"] == "0")]
+    if counts is not None and any(
+        int(((first["label"] == c) & (first["subset"] == s)).sum()) != counts[c][s]
+        for c in counts
+        if c != "total"
+        for s in SUBSETS
+    ):
+        sentences.append("The numbers of images differ from the paper's Table 2.")
+    elif counts is not None:
+        sentences.append(
+            "The numbers of images are the paper's, but which images were drawn and how they were divided is not "
+            "published: another draw gives other figures."
+        )
+    sentences += [f"{key} was changed to {value}." for key, value in changed_settings(recipe)]
+    sentences += [f"{key} is {_setting(recipe, key)}: {why}." for key, why in _beyond_base(recipe)]
+    return sentences
+
+
+def _beyond_base(recipe: Recipe) -> list[tuple[str, str]]:
+    """Reasons that a derived recipe of the package adds to the recipe named after its paper."""
+    if recipe.paper is None or recipe.paper not in recipe_names() or recipe.name == recipe.paper:
+        return []
+    base = load_recipe(recipe.paper)
+    return [(k, why) for k, why in recipe.ours.items() if k not in base.ours]
+
+
+def changed_settings(recipe: Recipe) -> list[tuple[str, str]]:
+    """Settings that differ from the package's recipe of the same name: (dotted name, value)."""
+    if recipe.name not in recipe_names():
+        return []
+    base = load_recipe(recipe.name)
+    names = dict.fromkeys([*_names(base), *_names(recipe)])
+    return [(k, _setting(recipe, k)) for k in names if _setting(base, k) != _setting(recipe, k)]
+
+
+def _names(recipe: Recipe) -> list[str]:
+    skip = {"schema_version", "name", "title", "paper"}
+    return [k for k in leaves(recipe.model_dump(mode="json", exclude={"ours"})) if k not in skip]
+
+
+def _setting(recipe: Recipe, name: str) -> str:
+    value: Any = recipe.model_dump(mode="json")
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(str(v) for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+    return "none" if value is None else str(value)
+
+
+def _settings(recipe: Recipe) -> list[dict[str, str]]:
+    changed = dict(changed_settings(recipe))
+    return [
+        {
+            "name": name,
+            "value": _setting(recipe, name),
+            "ours": recipe.ours.get(name, ""),
+            "changed": "changed for this run" if name in changed else "",
+        }
+        for name in _names(recipe)
+    ]
+
+
+def _percent(value: float | None, decimals: int = 1) -> str:
+    return "–" if value is None or value != value else f"{100 * value:.{decimals}f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.3f}"
+
+
+def _interval(figure: Mapping[str, Any], percent: bool = False) -> str:
+    low, high = figure["low"], figure["high"]
+    if low is None or high is None:
+        return "no interval"
+    return f"{100 * low:.1f}–{100 * high:.1f}" if percent else f"{low:.2f}–{high:.2f}"
