@@ -1,7 +1,7 @@
 """Tissue maps of a breast under a linear probe: layers, ligaments, muscle, and a lesion among them.
 
 From the probe down: skin, subcutaneous fat with Cooper's ligaments, fibroglandular tissue, retromammary fat, pectoral
-muscle, chest wall (ACR BI-RADS Atlas, 5th ed. 2013, Ultrasound; Stavros, Breast Ultrasound, Lippincott 2004, chapter 4).
+muscle, chest wall (ACR BI-RADS Atlas, 5th ed. 2013, Ultrasound; Stavros, Breast Ultrasound, Lippincott 2004).
 Fat is the grey that lesions are judged by: "hypoechoic" and "isoechoic" are relative to it. Glandular tissue is 0 dB.
 
 Attenuation in dB/cm/MHz: fat 0.5, glandular 0.75, muscle 0.9, skin 1.5, fluid 0.05, carcinoma up to about 2: rounded
@@ -79,7 +79,7 @@ def draw_habitus(rng: np.random.Generator, *, depth_mm: float) -> Habitus:
         streaks=rng.uniform(0.5, 1.3),
         ducts=rng.uniform(2.0, 10.0),
         undulation=rng.uniform(0.4, 1.6),
-        rib=bool(rng.random() < 0.35),
+        rib=bool(rng.random() < 0.25),
         vessel=bool(rng.random() < 0.2),
         ligament_shadow=bool(rng.random() < 0.45),
     )
@@ -90,7 +90,7 @@ def _bspline(position: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.intp], F
     base = np.floor(position)
     t = (position - base).astype(np.float32)
     weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / np.float32(6)
-    return base.astype(np.intp), weights
+    return base.astype(np.intp), np.asarray(weights, dtype=np.float32)
 
 
 def smooth_noise(rng: np.random.Generator, grid: Grid, *, lz_mm: float, lx_mm: float, shift_mm: float = 0.0) -> F32:
@@ -103,9 +103,14 @@ def smooth_noise(rng: np.random.Generator, grid: Grid, *, lz_mm: float, lx_mm: f
     table = rng.standard_normal(knots, dtype=np.float32)
     iz, wz = _bspline(grid.z_mm[:, 0].astype(np.float64) / lz_mm)
     ix, wx = _bspline((grid.x_mm[0].astype(np.float64) + MARGIN_MM / 2 + shift_mm) / lx_mm)
-    rows = sum((wz[k][:, None] * table[iz + k] for k in range(4)), start=np.float32(0))
-    field = sum((wx[k][None, :] * rows[:, ix + k] for k in range(4)), start=np.float32(0))
-    return np.asarray(field / np.float32(0.48), dtype=np.float32)  # 151/315 of the variance is left in each direction
+    rows = np.zeros((grid.shape[0], knots[1]), dtype=np.float32)
+    field = np.zeros(grid.shape, dtype=np.float32)
+    for k in range(4):
+        rows += wz[k][:, None] * table[iz + k]
+    rows /= np.float32(0.48)  # 151/315 of the variance is left in each direction
+    for k in range(4):
+        field += wx[k][None, :] * rows.take(ix + k, axis=1)
+    return field
 
 
 def _wave(rng: np.random.Generator, grid: Grid, *, lx_mm: float, shift_mm: float) -> F32:
@@ -116,21 +121,29 @@ def _wave(rng: np.random.Generator, grid: Grid, *, lx_mm: float, shift_mm: float
     return np.asarray(sum(wx[k] * table[ix + k] for k in range(4)) / np.float32(0.69), dtype=np.float32)[None, :]
 
 
-def _follow(field: F32, offset_mm: F32, grid: Grid) -> F32:
-    """Move each column of a field down by ``offset_mm``, (Z, X) or (1, X), so that texture follows the layers."""
-    rows = grid.shape[0]
-    position = np.arange(rows, dtype=np.float32)[:, None] - offset_mm / np.float32(grid.dz_mm)
-    base = np.floor(position)
-    t = position - base
-    index = base.astype(np.int32) % rows
-    above = np.take_along_axis(field, index, axis=0)
-    below = np.take_along_axis(field, (index + 1) % rows, axis=0)
-    return above + t * (below - above)
+class _Follow:
+    """Moves each column of a field down, so that texture follows the layers; the indices are worked out once."""
+
+    def __init__(self, offset_mm: F32, grid: Grid) -> None:
+        rows, columns = grid.shape
+        position = np.arange(rows, dtype=np.float32)[:, None] - offset_mm / np.float32(grid.dz_mm)
+        base = np.floor(position)
+        self._part = position - base
+        above = base.astype(np.intp) % rows
+        self._above = above * columns + np.arange(columns)
+        self._below = (above + 1) % rows * columns + np.arange(columns)
+
+    def __call__(self, field: F32) -> F32:
+        upper, lower = field.take(self._above), field.take(self._below)
+        lower -= upper
+        lower *= self._part
+        lower += upper
+        return np.asarray(lower, dtype=np.float32)
 
 
 def _step(distance_mm: F32, width_mm: float) -> F32:
     """0 to 1 across 0, over about ``width_mm``."""
-    return np.clip(distance_mm / np.float32(width_mm) + np.float32(0.5), 0.0, 1.0)
+    return np.asarray(np.clip(distance_mm / np.float32(width_mm) + np.float32(0.5), 0.0, 1.0), dtype=np.float32)
 
 
 def _lines(phase: F32, grid: Grid, *, thickness_mm: float, tilt_power: int) -> F32:
@@ -164,7 +177,8 @@ def _lobules(rng: np.random.Generator, grid: Grid, *, shift_mm: float) -> tuple[
     z = (grid.z_mm[::3] + 0.8 * bend_z) / cell[0] + 1.0
     x = (grid.x_mm[:, ::3] + MARGIN_MM / 2 + shift_mm + 1.4 * bend_x) / cell[1] + 1.0
     points = np.stack([z, x], axis=-1).reshape(-1, 2)
-    distance, nearest = cKDTree(seeds.reshape(-1, 2)).query(points, k=2)
+    found = cKDTree(seeds.reshape(-1, 2)).query(points, k=2)
+    distance, nearest = np.asarray(found[0]), np.asarray(found[1])
     gap = ((distance[:, 1] - distance[:, 0]) * 0.5 * cell[0]).astype(np.float32).reshape(z.shape)
     grey = level[nearest[:, 0]].reshape(z.shape)
     return _enlarge(gap, grid), _enlarge(ndimage.gaussian_filter(grey, 1.0), grid)
@@ -172,13 +186,16 @@ def _lobules(rng: np.random.Generator, grid: Grid, *, shift_mm: float) -> tuple[
 
 def _enlarge(coarse: F32, grid: Grid) -> F32:
     """Linear enlargement of a map taken on every third row and column."""
-    z, x = (
-        np.minimum(np.arange(n, dtype=np.float32) / 3.0, c - 1.0) for n, c in zip(grid.shape, coarse.shape, strict=True)
-    )
-    iz, ix = (np.minimum(p.astype(np.intp), c - 2) for p, c in zip((z, x), coarse.shape, strict=True))
-    tz, tx = (z - iz)[:, None].astype(np.float32), (x - ix)[None, :].astype(np.float32)
-    rows = coarse[iz] * (1 - tz) + coarse[iz + 1] * tz
+    (iz, tz), (ix, tx) = (_thirds(fine, few) for fine, few in zip(grid.shape, coarse.shape, strict=True))
+    rows = coarse[iz] * (1 - tz[:, None]) + coarse[iz + 1] * tz[:, None]
     return np.asarray(rows[:, ix] * (1 - tx) + rows[:, ix + 1] * tx, dtype=np.float32)
+
+
+def _thirds(fine: int, few: int) -> tuple[npt.NDArray[np.intp], F32]:
+    """For each of ``fine`` places, the ``few`` places' one before it and the share of the one after."""
+    position = np.minimum(np.arange(fine) / 3.0, few - 1.0)
+    before = np.minimum(position.astype(np.intp), few - 2)
+    return before, (position - before).astype(np.float32)
 
 
 def build_tissue(
@@ -228,32 +245,33 @@ def build_tissue(
     # How far each place is bent from the horizontal: that of the border above it and below it, in between.
     deep = np.clip(z / muscle, 0.0, 1.0)
     offset = np.asarray(deep * (muscle - muscle.mean()), dtype=np.float32)
+    follow = _Follow(offset, grid)
 
     in_skin, in_fat = 1 - _step(z - skin, 0.25), _step(z - skin, 0.25) * (1 - _step(z - fat_end, 0.7))
     in_gland = _step(z - fat_end, 0.7) * (1 - _step(z - gland_end, 0.8))
     in_muscle, in_chest = _step(z - muscle, 0.4) * (1 - _step(z - chest, 0.6)), _step(z - chest, 0.6)
 
     gap, grey = _lobules(rng, grid, shift_mm=shift_mm)
-    gap, grey = _follow(gap, offset, grid), _follow(grey, offset, grid)
+    gap, grey = follow(gap), follow(grey)
     intrusion = _step(grey - np.float32(1.3 - 2.2 * h.fatty), 0.35) * _step(gap - 0.25, 0.4)
     in_retro = np.clip(1 - in_skin - in_fat - in_gland - in_muscle - in_chest, 0.0, 1.0)
     fat = in_fat + in_retro + in_gland * intrusion
     gland = in_gland * (1 - intrusion)
 
-    fine = _follow(noise(0.32, 2.6), offset, grid)
-    patch = _follow(noise(1.1, 3.6), offset, grid)
+    fine = follow(noise(0.32, 2.6))
+    patch = follow(noise(1.1, 3.6))
     dash = np.maximum(fine - np.float32(0.5), 0.0)
     broad = noise(7.0, 9.0)
     fat_db = h.fat_db + 1.3 * grey + 2.0 * fine
     gland_db = 2.4 * patch + 3.2 * fine - h.ducts * _step(patch - 0.4, 1.0)
-    muscle_db = h.muscle_db + 4.5 * _follow(noise(0.3, 7.0), offset, grid) + 2.5 * fine
+    muscle_db = h.muscle_db + 4.5 * follow(noise(0.3, 7.0)) + 2.5 * fine
     echo = -3.0 * in_skin + fat * fat_db + gland * gland_db + in_muscle * muscle_db
     echo += in_chest * (h.muscle_db - 5.0 + 3.5 * fine) + 2.2 * broad
 
     # Specular reflectors: septa, layer borders, streaks of collagen, muscle fibre sheaths. Each is broken up along its
     # course, because a reflector is smooth over a few millimetres only.
     wander = noise(2.2, 7.0)
-    tapered = _step(_follow(noise(0.7, 4.0), offset, grid) - 0.5, 1.3)
+    tapered = _step(follow(noise(0.7, 4.0)) - 0.5, 1.3)
     ragged = np.exp(np.float32(0.5) * noise(0.5, 0.9))
     septa = np.exp(-((gap / np.float32(0.13)) ** 2))
     septum_gz = np.gradient(gap, axis=0) / np.float32(grid.dz_mm)
@@ -264,7 +282,7 @@ def build_tissue(
         _lines((z - offset) * np.float32(1.0 / 1.5) + 0.8 * wander, grid, thickness_mm=0.11, tilt_power=6) * tapered
     )
     fibre = _lines((z - offset) * np.float32(1.0 / 1.15) + 0.5 * wander, grid, thickness_mm=0.09, tilt_power=4)
-    fibre *= _step(_follow(noise(0.7, 5.0), offset, grid) - 0.3, 1.2)
+    fibre *= _step(follow(noise(0.7, 5.0)) - 0.3, 1.2)
     specular = 1.1 * septa * (in_fat + 0.6 * in_retro + 0.3 * in_gland) * h.streaks
     specular += streak * h.streaks * (0.55 * in_fat + 1.5 * gland + 0.5 * in_retro + 0.35 * in_chest)
     specular += dash * h.streaks * (0.12 * in_fat + 0.5 * gland + 0.15 * in_muscle)
@@ -276,11 +294,12 @@ def build_tissue(
 
     attenuation = 1.5 * in_skin + 0.5 * fat + 0.75 * gland + 0.9 * in_muscle + 0.9 * in_chest
     background = np.mean(attenuation, axis=1, keepdims=True, dtype=np.float32)
+    echo, specular, attenuation = (np.asarray(m, dtype=np.float32) for m in (echo, specular, attenuation))
     maps = (echo, specular, attenuation)
     _distractors(rng, grid, scanner, h, maps, fat_end=fat_end, chest=chest, shift_mm=shift_mm)
     if lesion is not None:
         _insert(grid, scanner, maps, lesion, fat_db=h.fat_db)
-    return Tissue(*(np.asarray(m, dtype=np.float32) for m in maps), np.asarray(background, dtype=np.float32))
+    return Tissue(echo, specular, attenuation, np.asarray(background, dtype=np.float32))
 
 
 def _border(z: F32, depth_mm: F32, grid: Grid, thickness_mm: float) -> F32:
@@ -309,8 +328,8 @@ def _distractors(
         # An arc at the chest wall, bone below: about 20 dB/cm/MHz, nothing comes back from behind it.
         half = 4.0 + 3.0 * draws[0]
         top = chest + ((x - place[0]) / half) ** 2 * 2.0
-        under = _step(np.float32(half) - np.abs(x - place[0]), 0.6)
-        specular += 2.5 * under * _border(z, top, grid, 0.25)
+        under = _step(np.float32(half) - np.abs(x - place[0]), 1.8)
+        specular += 1.8 * under * _border(z, top, grid, 0.25)
         attenuation += 8.0 * under * _step(z - top - 0.2, 0.3)
     if h.vessel:
         # Cut across: an anechoic tube of 1.5-3 mm with bright near and far walls.

@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from sonobreast.data.atomic import cannot_write
 from sonobreast.data.lesion import LABELS, Descriptors, Label
 from sonobreast.data.phantom import Phantom, simulate, slot
 from sonobreast.errors import SonobreastError
 
 _GAP = 6
-_CAPTION = 30
+_CAPTION = 44
 _BACKGROUND, _INK, _OUTLINE = (24, 24, 28), (235, 235, 235), (255, 196, 0)
 
 
@@ -37,13 +38,13 @@ def outlined(phantom: Phantom) -> Image.Image:
 
 
 def _caption(descriptors: Descriptors | None) -> str:
-    """BI-RADS terms in two lines."""
+    """BI-RADS terms in three lines."""
     if descriptors is None:
         return "no lesion"
     d = descriptors
     first = f"{d.shape}, {d.margin}, {d.orientation.replace('_', ' ')}"
-    last = f"{d.echo_pattern.replace('_', ' ')}, posterior {d.posterior}{', halo' if d.halo else ''}, {d.size_mm} mm"
-    return f"{first}\n{last}"
+    echo = "complex cystic and solid" if d.echo_pattern == "complex_cystic_solid" else d.echo_pattern
+    return f"{first}\n{echo}{', halo' if d.halo else ''}, {d.size_mm:.0f} mm\nposterior: {d.posterior}"
 
 
 def contact_sheet(out: Path, *, n: int = 4, seed: int = 0, size: int = 256) -> Path:
@@ -88,6 +89,5 @@ def contact_sheet(out: Path, *, n: int = 4, seed: int = 0, size: int = 256) -> P
     try:
         sheet.save(out, format="PNG")
     except OSError as problem:
-        remedy = "choose another place, or give yourself the right to write there"
-        raise SonobreastError(f"cannot write: {problem.strerror or problem}", file=out, remedy=remedy) from problem
+        raise cannot_write(problem, out) from problem
     return out

@@ -238,10 +238,12 @@ def draw_outline(rng: np.random.Generator, descriptors: Descriptors) -> Outline:
             1.0 + _harmonics(rng, angle, 2, 5, 0.17) + _harmonics(rng, angle, 6, 14, 0.05), 0.4, 1.7
         )
     if d.margin == "microlobulated":
-        warped = angle + 0.15 * _harmonics(rng, angle, 1, 3, 1.0)
-        radius = radius * (0.9 + rng.uniform(0.11, 0.17) * np.abs(np.sin(0.5 * int(rng.integers(9, 15)) * warped)))
+        # Bumps side by side, with cusps between them; wide and narrow, high and low ones.
+        warped = 0.5 * int(rng.integers(9, 16)) * (angle + 0.22 * _harmonics(rng, angle, 1, 3, 1.0))
+        bump = np.clip(0.13 * (1.0 + _harmonics(rng, angle, 2, 6, 0.45)), 0.04, 0.25)
+        radius = radius * (0.9 + bump * np.abs(np.sin(warped)))
     elif d.margin == "angular":
-        radius = _corners(rng, angle, radius)
+        radius = _corners(rng, angle, radius) * (1.0 + _harmonics(rng, angle, 5, 14, 0.02))
     elif d.margin == "spiculated":
         radius = radius * (0.85 + 0.45 * spikes(rng, angle, number=int(rng.integers(8, 13)), width=0.07))
         radius = radius * (1.0 + _harmonics(rng, angle, 5, 12, 0.04))

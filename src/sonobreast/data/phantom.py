@@ -26,6 +26,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sonobreast.data.anatomy import MARGIN_MM, Habitus, build_tissue, draw_habitus
+from sonobreast.data.atomic import cannot_write, encode_png, part_path, write_whole
 from sonobreast.data.lesion import LABELS, Descriptors, Label, Outline, draw_descriptors, draw_outline, mask
 from sonobreast.data.speckle import U8, Grid, Scanner, attenuation_db, compress, envelope, scan_convert
 from sonobreast.errors import SonobreastError
@@ -109,17 +110,17 @@ def slot(index: int, *, seed: int) -> Slot:
 
 def _draw_scanner(rng: np.random.Generator) -> Scanner:
     """Probe and settings of one patient's examination; drawn without regard to the class."""
-    frequency = rng.uniform(8.5, 12.0)
+    frequency = rng.uniform(8.0, 11.0)
     return Scanner(
         frequency_mhz=frequency,
-        bandwidth=rng.uniform(0.36, 0.5),
-        f_number=rng.uniform(1.6, 2.1),
+        bandwidth=rng.uniform(0.28, 0.38),
+        f_number=rng.uniform(1.8, 2.3),
         focus_mm=rng.uniform(8.0, 14.0),
         depth_of_field_mm=rng.uniform(11.0, 18.0),
         dynamic_range_db=rng.uniform(54.0, 68.0),
         gain_db=rng.uniform(-27.0, -15.0),
         tgc_slope=rng.uniform(0.62, 0.92),
-        noise_db=rng.uniform(-84.0, -70.0),
+        noise_db=rng.uniform(-86.0, -73.0),
         looks=int(rng.integers(2, 4)),
         gamma=rng.uniform(0.85, 1.25),
     )
@@ -295,12 +296,10 @@ def write(
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        _replace(out / MANIFEST, text.getvalue().encode())
-        _replace(out / RECORD, _encode(wanted | {"complete": True}))
+        write_whole(out / MANIFEST, text.getvalue().encode())
+        write_whole(out / RECORD, _encode(wanted | {"complete": True}))
     except OSError as problem:
-        file = problem.filename or out
-        remedy = "choose another folder, or give yourself the right to write there and room on the disk"
-        raise SonobreastError(f"cannot write: {problem.strerror or problem}", file=file, remedy=remedy) from problem
+        raise cannot_write(problem, out) from problem
     return out / MANIFEST
 
 
@@ -339,7 +338,7 @@ def _claim(out: Path, wanted: dict[str, object], slots: list[Slot], *, force: bo
     found = _read_record(out)
     resumed = found == wanted
     # A run that was killed before its first rename leaves nothing but its unfinished record.
-    occupied = any(entry.name != _part(out / RECORD).name for entry in out.iterdir())
+    occupied = any(entry.name != part_path(out / RECORD).name for entry in out.iterdir())
     if occupied and not resumed:
         if not force:
             what = "the folder is not empty"
@@ -361,7 +360,7 @@ def _claim(out: Path, wanted: dict[str, object], slots: list[Slot], *, force: bo
         for name in sorted(earlier - {RECORD}):
             (out / name).unlink(missing_ok=True)
     if not resumed:
-        _replace(out / RECORD, _encode(wanted))
+        write_whole(out / RECORD, _encode(wanted))
     for label in LABELS:
         (out / label).mkdir(exist_ok=True)
     return resumed
@@ -370,24 +369,6 @@ def _claim(out: Path, wanted: dict[str, object], slots: list[Slot], *, force: bo
 def _names(where: Slot) -> tuple[str, str]:
     """Image and mask of a slot, relative to the folder."""
     return f"{where.stem}.png", f"{where.stem}_mask.png"
-
-
-def _part(path: Path) -> Path:
-    """Name of a file that is not finished."""
-    return path.with_name(f".{path.name}.part")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    _part(path).write_bytes(content)
-    os.replace(_part(path), path)
-
-
-def _png(picture: npt.NDArray[np.uint8]) -> bytes:
-    """Encode; speckle hardly compresses, so a low level costs little room and saves half the time."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", compress_level=3)
-    return buffer.getvalue()
 
 
 def _written(out: Path, slots: list[Slot], *, seed: int, size: int, keep: bool) -> Iterator[dict[str, object]]:
@@ -401,8 +382,8 @@ def _written(out: Path, slots: list[Slot], *, seed: int, size: int, keep: bool) 
         image_name, mask_name = _names(slots[index])
         if not (keep and _whole(out / image_name, size) and _whole(out / mask_name, size)):
             phantom = simulate(index, seed=seed, size=size)
-            _replace(out / mask_name, _png(phantom.mask.astype(np.uint8) * np.uint8(255)))
-            _replace(out / image_name, _png(phantom.image))
+            write_whole(out / mask_name, encode_png(phantom.mask.astype(np.uint8) * np.uint8(255)))
+            write_whole(out / image_name, encode_png(phantom.image))
         digest = hashlib.sha256((out / image_name).read_bytes()).hexdigest()
         return _row(_draw_case(index, seed=seed), size, digest)
 

@@ -9,8 +9,9 @@ scatterers; the scanner sees it through a point-spread function, detects the env
   the autocovariance of the intensity is that of the point-spread function, squared.
 - Convolution of a scatterer map with a separable pulse: Bamber and Dickinson, Phys. Med. Biol. 25:463-479, 1980;
   Meunier and Bertrand, IEEE Trans. Biomed. Eng. 42:1198-1210, 1995.
-- Pulse length, beam width, F-number, attenuation and time-gain compensation (TGC): Szabo, Diagnostic Ultrasound Imaging:
-  Inside Out, 2nd ed., Academic Press 2014, chapters 4, 6, 10 and 12. Attenuation is in dB/cm/MHz, linear in frequency.
+- Pulse length, beam width, F-number, attenuation and time-gain compensation (TGC): Szabo, Diagnostic Ultrasound
+  Imaging: Inside Out, 2nd ed., Academic Press 2014, chapters 4, 6, 10, 12. Attenuation is in dB/cm/MHz, linear in
+  frequency.
 - Compounding averages the envelopes of looks with independent speckle: Trahey, Smith and von Ramm, IEEE Trans.
   Ultrason. Ferroelectr. Freq. Control 33:257-264, 1986.
 
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +51,14 @@ class Grid:
     depth_mm, width_mm : float
         Extent of the region.
     dz_mm, dx_mm : float
-        Steps; the defaults put two samples or more into the narrowest pulse and beam that the package draws.
+        Steps; the defaults put 1.8 samples or more into the full width at half maximum of the narrowest pulse and beam
+        that the phantoms draw.
     """
 
     depth_mm: float
     width_mm: float
-    dz_mm: float = 0.08
-    dx_mm: float = 0.12
+    dz_mm: float = 0.09
+    dx_mm: float = 0.13
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -188,7 +189,7 @@ def beamform(scatterers: C64, grid: Grid, scanner: Scanner) -> C64:
 def _complex_noise(rng: np.random.Generator, shape: tuple[int, int]) -> C64:
     """Circular complex Gaussian noise of unit variance: the sum over many scatterers of random phase."""
     parts = rng.standard_normal((*shape, 2), dtype=np.float32) * np.float32(np.sqrt(0.5))
-    return cast(C64, parts.view(np.complex64)[..., 0])
+    return np.asarray(parts.view(np.complex64)[..., 0])
 
 
 def attenuation_db(attenuation: F32, grid: Grid, scanner: Scanner) -> F32:
@@ -199,7 +200,9 @@ def attenuation_db(attenuation: F32, grid: Grid, scanner: Scanner) -> F32:
     """
     loss = np.cumsum(attenuation, axis=0, dtype=np.float32)
     loss *= np.float32(2.0 * scanner.frequency_mhz * grid.dz_mm / 10.0)
-    return cast(F32, ndimage.gaussian_filter1d(loss, 0.5 / grid.dx_mm, axis=1, mode="nearest", truncate=3.0))
+    return np.asarray(
+        ndimage.gaussian_filter1d(loss, 0.5 / grid.dx_mm, axis=1, mode="nearest", truncate=3.0), dtype=np.float32
+    )
 
 
 def envelope(
@@ -240,15 +243,19 @@ def envelope(
     amplitude = np.exp(decibel * (echo_db + transmitted_db))
     coherent = None if specular is None else specular * np.exp(decibel * transmitted_db)
     noise = np.exp(decibel * (np.float32(scanner.noise_db) + gain_db))
+    # The receiver's own noise has no beam: it is new from one scan line to the next (two columns) at every depth, and
+    # as long as the receiver's filter (two rows). One field serves all looks, moved far enough to be as good as new.
+    rows, columns = grid.shape
+    receiver = _complex_noise(rng, ((rows + 1) // 2, (columns + 1) // 2))
+    receiver = receiver.repeat(2, axis=0)[:rows].repeat(2, axis=1)[:, :columns] * noise
     total = np.zeros(grid.shape, dtype=np.float32)
-    for _ in range(scanner.looks):
+    for look in range(scanner.looks):
         scatterers = _complex_noise(rng, grid.shape)
         scatterers *= amplitude
         if coherent is not None:
             scatterers += coherent
         echo = beamform(scatterers, grid, scanner)
-        # The receiver's own noise has no beam: its speckle is one sample wide at every depth.
-        echo += noise * _complex_noise(rng, grid.shape)
+        echo += np.roll(receiver, 97 * look, axis=1)
         total += np.abs(echo)
     total /= np.float32(scanner.looks)
     return np.maximum(total, np.float32(1e-9))
