@@ -363,6 +363,8 @@ def _claim(out: Path, wanted: dict[str, object], slots: list[Slot], *, force: bo
         write_whole(out / RECORD, _encode(wanted))
     for label in LABELS:
         (out / label).mkdir(exist_ok=True)
+    for name in (RECORD, MANIFEST, *(name for where in slots for name in _names(where))):
+        part_path(out / name).unlink(missing_ok=True)
     return resumed
 
 

@@ -55,16 +55,16 @@ class Texture(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a picture will be, before it is drawn; ``origin`` is the index of the picture that it copies."""
+    """What a picture will be, before it is drawn; ``origin`` is the number of the picture that it copies."""
 
-    index: int
+    number: int
     label: str
     origin: int | None
     kind: Kind
 
     @property
     def name(self) -> str:
-        return f"{self.label}/{self.label}_{self.index:06d}.png"
+        return f"{self.label}/{self.label}_{self.number:06d}.png"
 
 
 def plan(
@@ -107,8 +107,11 @@ def plan(
         drawn = names[int(rng.choice(len(names), p=weight / weight.sum()))]
         label = chosen[index] if chosen is not None else drawn
         is_copy, crosses = rng.random() < copies, rng.random() < cross_label and len(names) > 1
-        pool = [i for name in names if (name != label) == crosses for i in originals[name]] if is_copy else []
-        if pool:
+        pool = originals[label]
+        if crosses:
+            others = [name for name in names if name != label and originals[name]]
+            pool = originals[others[int(rng.integers(len(others)))]] if others else []
+        if is_copy and pool:
             kind = kinds[int(rng.integers(len(kinds)))]
             plans.append(Plan(index, label, pool[int(rng.integers(len(pool)))], kind))
         else:
@@ -155,7 +158,7 @@ def _scene(index: int, label: str, *, seed: int, size: int) -> F32:
     full = size + 2 * round(_MARGIN * size)
     # Levels by depth, bent sideways by a smooth wave: the layers.
     knots = int(rng.integers(5, 10))
-    levels = rng.uniform(45.0, 150.0, knots) * np.linspace(1.1, 0.6, knots)
+    levels = rng.uniform(40.0, 160.0, knots) * np.linspace(1.0, rng.uniform(0.5, 1.3), knots)
     profile = np.interp(np.linspace(0, knots - 1, 2 * full), np.arange(knots), levels).astype(np.float32)
     depth = np.arange(full, dtype=np.float32)[:, None] * np.float32(2.0 * 0.8)
     bend = _smooth(rng, 3, int(rng.integers(3, 7)), full) * np.float32(0.12 * full)
@@ -176,7 +179,7 @@ def _scene(index: int, label: str, *, seed: int, size: int) -> F32:
 
 def _cut(scene: F32, top: int, left: int, height: int, width: int) -> U8:
     """A window of a scene as grey levels."""
-    return np.clip(scene[top : top + height, left : left + width] + 0.5, 0.0, 255.0).astype(np.uint8)
+    return np.asarray(np.clip(scene[top : top + height, left : left + width] + 0.5, 0.0, 255.0), dtype=np.uint8)
 
 
 def _draw_marks(image: U8, rng: np.random.Generator) -> U8:
@@ -206,9 +209,9 @@ def draw(item: Plan, label_of_origin: str, *, seed: int, size: int) -> U8:
     seed, size : int
         As for ``generate``.
     """
-    scene = _scene(item.index if item.origin is None else item.origin, label_of_origin, seed=seed, size=size)
+    scene = _scene(item.number if item.origin is None else item.origin, label_of_origin, seed=seed, size=size)
     edge = (scene.shape[0] - size) // 2
-    rng = np.random.default_rng([seed, _CHANGE, item.index])
+    rng = np.random.default_rng([seed, _CHANGE, item.number])
     if item.kind == "shift":
         # At least 2 % in each direction: less would be a copy that differs by rounding only.
         least = max(1, round(0.02 * size))
@@ -228,7 +231,7 @@ def draw(item: Plan, label_of_origin: str, *, seed: int, size: int) -> U8:
     if item.kind == "window":
         contrast, offset = rng.uniform(0.7, 0.9) if rng.random() < 0.5 else rng.uniform(1.1, 1.3), rng.uniform(-18, 18)
         level = (np.arange(256) - 90.0) * contrast + 90.0 + offset
-        return np.clip(level + 0.5, 0, 255).astype(np.uint8).take(image)
+        return np.asarray(np.clip(level + 0.5, 0, 255), dtype=np.uint8)[image]
     return _draw_marks(image, rng) if item.kind == "overlay" else image
 
 
