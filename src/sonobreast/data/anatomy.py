@@ -266,7 +266,7 @@ def build_tissue(
     gland_db = 2.4 * patch + 3.2 * fine - h.ducts * _step(patch - 0.4, 1.0)
     muscle_db = h.muscle_db + 4.5 * follow(noise(0.3, 7.0)) + 2.5 * fine
     echo = -3.0 * in_skin + fat * fat_db + gland * gland_db + in_muscle * muscle_db
-    echo += in_chest * (h.muscle_db - 5.0 + 3.5 * fine) + 2.2 * broad
+    echo += in_chest * (h.muscle_db - 5.0 + 3.5 * fine) + 2.8 * broad
 
     # Specular reflectors: septa, layer borders, streaks of collagen, muscle fibre sheaths. Each is broken up along its
     # course, because a reflector is smooth over a few millimetres only.
@@ -281,12 +281,12 @@ def build_tissue(
     streak = (
         _lines((z - offset) * np.float32(1.0 / 1.5) + 0.8 * wander, grid, thickness_mm=0.11, tilt_power=6) * tapered
     )
-    fibre = _lines((z - offset) * np.float32(1.0 / 1.15) + 0.5 * wander, grid, thickness_mm=0.09, tilt_power=4)
-    fibre *= _step(follow(noise(0.7, 5.0)) - 0.3, 1.2)
+    fibre = _lines((z - offset) * np.float32(1.0 / 1.15) + 0.75 * wander, grid, thickness_mm=0.09, tilt_power=4)
+    fibre *= _step(follow(noise(0.7, 5.0)) - 0.55, 1.3)
     specular = 1.1 * septa * (in_fat + 0.6 * in_retro + 0.3 * in_gland) * h.streaks
     specular += streak * h.streaks * (0.55 * in_fat + 1.5 * gland + 0.5 * in_retro + 0.35 * in_chest)
     specular += dash * h.streaks * (0.12 * in_fat + 0.5 * gland + 0.15 * in_muscle)
-    specular += 1.0 * fibre * in_muscle
+    specular += (0.3 + 0.6 * h.streaks) * fibre * in_muscle
     for border, strength in ((fat_end, 0.8), (muscle, 1.7), (chest, 1.2)):
         specular += strength * _border(z, border, grid, 0.13) * (0.1 + 0.9 * _step(wave(3.0) + 0.2, 1.8))
     specular += 4.0 * _border(z, np.full_like(skin, 0.2), grid, 0.2) + 1.3 * _border(z, skin, grid, 0.13)

@@ -195,13 +195,13 @@ def _complex_noise(rng: np.random.Generator, shape: tuple[int, int]) -> C64:
 def attenuation_db(attenuation: F32, grid: Grid, scanner: Scanner) -> F32:
     """Round-trip loss to each depth, dB, (Z, X), of an attenuation map in dB/cm/MHz, (Z, X).
 
-    loss = 2 f integral of alpha dz (Szabo, chapter 4). It is averaged over the beam's aperture, 0.5 mm along the probe,
+    loss = 2 f integral of alpha dz (Szabo, chapter 4). It is averaged over the beam's aperture, 0.7 mm along the probe,
     so that a shadow has no edge sharper than a beam.
     """
     loss = np.cumsum(attenuation, axis=0, dtype=np.float32)
     loss *= np.float32(2.0 * scanner.frequency_mhz * grid.dz_mm / 10.0)
     return np.asarray(
-        ndimage.gaussian_filter1d(loss, 0.5 / grid.dx_mm, axis=1, mode="nearest", truncate=3.0), dtype=np.float32
+        ndimage.gaussian_filter1d(loss, 0.7 / grid.dx_mm, axis=1, mode="nearest", truncate=3.0), dtype=np.float32
     )
 
 
