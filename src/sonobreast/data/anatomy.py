@@ -23,6 +23,7 @@ from scipy.spatial import cKDTree
 from sonobreast.data.lesion import Descriptors, Outline, polar, spikes
 from sonobreast.data.speckle import F32, Grid, Scanner
 
+_COARSE = 4
 MARGIN_MM = 16.0
 """How far the probe may be moved along a patient's skin, to either side together."""
 
@@ -164,7 +165,7 @@ def _lobules(rng: np.random.Generator, grid: Grid, *, shift_mm: float) -> tuple[
     """Fat lobules: signed position across the nearest septum, mm, and a random level per lobule, (Z, X).
 
     Cells of scattered seeds (Worley, SIGGRAPH 1996), flattened as the compressed breast is, with bent walls. They are
-    found on a third of the grid and enlarged, the walls being smooth at that scale.
+    found on every fourth row and column and enlarged, the walls being smooth at that scale.
     """
     cell = np.array([rng.uniform(3.0, 5.0), rng.uniform(7.0, 12.0)])
     count = (int(grid.depth_mm / cell[0]) + 4, int((grid.width_mm + MARGIN_MM) / cell[1]) + 4)
@@ -172,28 +173,29 @@ def _lobules(rng: np.random.Generator, grid: Grid, *, shift_mm: float) -> tuple[
     seeds[:, ::2, 0] += 0.5
     seeds += rng.uniform(-0.38, 0.38, seeds.shape)
     level = rng.standard_normal(seeds.shape[:2]).ravel().astype(np.float32)
-    bend_z = smooth_noise(rng, grid, lz_mm=3.5, lx_mm=5.0, shift_mm=shift_mm)[::3, ::3]
-    bend_x = smooth_noise(rng, grid, lz_mm=3.5, lx_mm=5.0, shift_mm=shift_mm)[::3, ::3]
-    z = (grid.z_mm[::3] + 0.8 * bend_z) / cell[0] + 1.0
-    x = (grid.x_mm[:, ::3] + MARGIN_MM / 2 + shift_mm + 1.4 * bend_x) / cell[1] + 1.0
+    few = Grid(grid.depth_mm, grid.width_mm, dz_mm=_COARSE * grid.dz_mm, dx_mm=_COARSE * grid.dx_mm)
+    bend_z = smooth_noise(rng, few, lz_mm=3.5, lx_mm=5.0, shift_mm=shift_mm)
+    bend_x = smooth_noise(rng, few, lz_mm=3.5, lx_mm=5.0, shift_mm=shift_mm)
+    z = (few.z_mm + 0.8 * bend_z) / cell[0] + 1.0
+    x = (few.x_mm + MARGIN_MM / 2 + shift_mm + 1.4 * bend_x) / cell[1] + 1.0
     points = np.stack([z, x], axis=-1).reshape(-1, 2)
     found = cKDTree(seeds.reshape(-1, 2)).query(points, k=2)
     distance, nearest = np.asarray(found[0]), np.asarray(found[1])
     gap = ((distance[:, 1] - distance[:, 0]) * 0.5 * cell[0]).astype(np.float32).reshape(z.shape)
     grey = level[nearest[:, 0]].reshape(z.shape)
-    return _enlarge(gap, grid), _enlarge(ndimage.gaussian_filter(grey, 1.0), grid)
+    return _enlarge(gap, grid), _enlarge(ndimage.gaussian_filter(grey, 0.8), grid)
 
 
 def _enlarge(coarse: F32, grid: Grid) -> F32:
-    """Linear enlargement of a map taken on every third row and column."""
-    (iz, tz), (ix, tx) = (_thirds(fine, few) for fine, few in zip(grid.shape, coarse.shape, strict=True))
+    """Linear enlargement of a map of every fourth row and column."""
+    (iz, tz), (ix, tx) = (_between(fine, few) for fine, few in zip(grid.shape, coarse.shape, strict=True))
     rows = coarse[iz] * (1 - tz[:, None]) + coarse[iz + 1] * tz[:, None]
     return np.asarray(rows[:, ix] * (1 - tx) + rows[:, ix + 1] * tx, dtype=np.float32)
 
 
-def _thirds(fine: int, few: int) -> tuple[npt.NDArray[np.intp], F32]:
-    """For each of ``fine`` places, the ``few`` places' one before it and the share of the one after."""
-    position = np.minimum(np.arange(fine) / 3.0, few - 1.0)
+def _between(fine: int, few: int) -> tuple[npt.NDArray[np.intp], F32]:
+    """For each of ``fine`` places, the one of ``few`` before it and the share of the one after."""
+    position = np.clip((np.arange(fine) + 0.5) / _COARSE - 0.5, 0.0, few - 1.0)
     before = np.minimum(position.astype(np.intp), few - 2)
     return before, (position - before).astype(np.float32)
 
