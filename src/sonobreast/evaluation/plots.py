@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sonobreast.evaluation import published
 
@@ -91,13 +92,14 @@ def curves_plot(frame: pd.DataFrame, title: str, best_epochs: Mapping[str, int])
             axis.axvline(best, color=GREY, lw=0.9, ls=":", label=f"best epoch ({best})")
         axis.set_xlabel("epoch")
         axis.set_ylabel("cross-entropy" if kind == "loss" else "accuracy")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlim(left=1 if frame["epoch"].max() > 1 else 0)
         if kind == "accuracy":
             axis.set_ylim(0.0, 1.02)
-            axis.legend(frameon=False, loc="lower right")
         else:
             axis.set_ylim(bottom=0.0)
     figure.suptitle(title, fontsize=10.5)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 
@@ -176,21 +178,18 @@ def comparison_plot(frame: pd.DataFrame, chance: float | None = None) -> Figure:
             )
         printed = part["published"].to_numpy()
         axis.plot(x, printed, "D", color="black", mfc="white", ms=5, label="printed in the paper" if j == 0 else None)
+    if chance is not None:
+        axis.axhline(chance, color="black", lw=1, ls=":", zorder=0, label="largest class")
     if np.isnan(frame["published"]).all():
         handles, labels = axis.get_legend_handles_labels()
         pairs = [(h, t) for h, t in zip(handles, labels, strict=True) if t != "printed in the paper"]
     else:
         pairs = list(zip(*axis.get_legend_handles_labels(), strict=True))
-    if chance is not None:
-        axis.axhline(chance, color=GREY, lw=1, ls=":")
-        axis.text(
-            len(architectures) - 0.5, chance + 0.005, "largest class", ha="right", va="bottom", fontsize=7.5, color=GREY
-        )
     axis.set_xticks(range(len(architectures)), architectures)
     axis.set_xlim(-0.55, len(architectures) - 0.45)
     axis.set_ylim(0.0, 1.02)
     axis.set_ylabel("test accuracy, 95 % interval")
-    figure.legend([h for h, _ in pairs], [t for _, t in pairs], loc="outside upper center", ncols=4, frameon=False)
+    figure.legend([h for h, _ in pairs], [t for _, t in pairs], loc="outside upper center", ncols=5, frameon=False)
     return figure
 
 
