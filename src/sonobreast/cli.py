@@ -86,9 +86,10 @@ def _print_manifest(manifest: Manifest, file: Path) -> None:
     table.add_column("class")
     for name in ("images", "masks", "Aulia 2026, Table 1"):
         table.add_column(name, justify="right")
+    from sonobreast.data.catalogue import DATA_SETS
     from sonobreast.evaluation.published import class_counts
 
-    busi = manifest.layout == "busi"
+    busi = manifest.layout == "busi" and manifest.counts == DATA_SETS["busi"].classes
     printed = (class_counts("aulia2026") or {}) if busi else {}
     for label, n in manifest.counts.items():
         masks = sum(len(c.masks) for c in manifest.cases if c.label == label)
@@ -100,6 +101,9 @@ def _print_manifest(manifest: Manifest, file: Path) -> None:
     console.print(table)
     if busi and printed.get("benign") == 487:
         console.print("The paper prints 487 benign images; its own total of 780 needs 437 (487 is a misprint).")
+    if manifest.layout == "busi" and not busi:
+        complete = ", ".join(f"{n} {c}" for c, n in DATA_SETS["busi"].classes.items())
+        console.print(f"The complete BUSI has {complete}: this is a part of it, or other data in its layout.")
     patients = {c.patient for c in manifest.cases if c.patient}
     groups = len({c.group for c in manifest.cases})
     if patients:
@@ -145,6 +149,34 @@ def data_download(
         f"{card.title}\n  in: {folder}\n  licence: {card.licence}\n  cite: {card.citation}", soft_wrap=True
     )
     _console().print(f"next: sonobreast data check '{folder}'", soft_wrap=True)
+
+
+@data_app.command("phantom")
+def data_phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the images, in the BUSI layout.")],
+    n: Annotated[int, typer.Option("--n", help="Number of images.")] = 300,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of the square images in pixels, 32 to 4096.")] = 256,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet with outlines into this PNG, too.")] = None,
+) -> None:
+    """Simulate B-mode breast ultrasound with lesions, masks and BI-RADS descriptors."""
+    from sonobreast.data.contact_sheet import contact_sheet
+    from sonobreast.data.phantom import write
+
+    with _progress() as (stage, advance, _):
+
+        def progress(done: int, total: int) -> None:
+            if done == 1:
+                stage("simulating", total)
+            advance()
+
+        write(out, n=n, seed=seed, size=size, force=force, progress=progress)
+    if sheet is not None:
+        contact_sheet(sheet, seed=seed, size=max(size, 200))
+    console = _console()
+    console.print(f"{n} simulated images in {out}, with masks and manifest.csv", highlight=False, soft_wrap=True)
+    console.print("They are simulated: nothing learned from them says anything about patients.", style="yellow")
 
 
 @study_app.command("run")
