@@ -25,10 +25,10 @@ endif
 	touch $@
 
 test: install
-	$(PY) -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2
 
 test-all: install
-	$(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 lint: install
 	$(PY) -m ruff check .

@@ -230,8 +230,13 @@ def train(
 def _run(recipe: Recipe, data: Path, weights: str, out: Path, *, strict: bool, images: bool) -> None:
     with _progress() as (stage, advance, say):
         say("starting PyTorch")
+        import logging
+
         from sonobreast.evaluation.report import write_report
         from sonobreast.training.study import Reporter, run_study
+
+        for name in ("lightning.pytorch", "lightning.fabric"):  # its advice is not about this command
+            logging.getLogger(name).setLevel(logging.ERROR)
 
         class Screen(Reporter):
             """Shows a study on the terminal."""

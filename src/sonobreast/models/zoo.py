@@ -25,13 +25,16 @@ from torch import Tensor, nn
 
 from sonobreast.errors import SonobreastError, nearest
 
-# The papers' names. Every other name is looked up in timm as it is.
+# Names of papers, and of ours. Every other name is looked up in timm as it is.
 ALIASES = {
     "ResNet50V2": "resnetv2_50",
     "MobileNetV2": "mobilenetv2_100",
     "DenseNet169": "densenet169",
     "ResNet-18": "resnet18",
     "ResNet-50": "resnet50",
+    # timm's smallest networks, for demonstrations and tests
+    "ResNet-mini": "test_resnet",
+    "EfficientNet-mini": "test_efficientnet",
 }
 
 

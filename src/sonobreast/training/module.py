@@ -89,7 +89,8 @@ class FineTuning(lightning.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: (B, 3, H, W) to (B, C)."""
-        logits: Tensor = self.head(self.backbone(images))
+        # Convolutions on the CPU are up to three times faster with the channels last.
+        logits: Tensor = self.head(self.backbone(images.to(memory_format=torch.channels_last)))
         return logits
 
     def on_train_epoch_start(self) -> None:
@@ -183,6 +184,7 @@ def fit_network(
         warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
         torch.manual_seed(seed)
         module = FineTuning(copy.deepcopy(backbone), images, train, recipe, optimizer, seed)
+        module.backbone.to(memory_format=torch.channels_last)
         loader: DataLoader[Any] = DataLoader(
             torch.from_numpy(train),  # type: ignore[arg-type]
             batch_size=recipe.training.batch_size,

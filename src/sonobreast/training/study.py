@@ -194,9 +194,8 @@ def _run_architecture(
 ) -> dict[str, str]:
     cut = recipe.model.backbone == "frozen" and recipe.model.uncovered == "cut"
     backbone = load_backbone(architecture, weights, cut_uncovered=cut, image_size=recipe.preprocess.size)
-    reporter.say(
-        f"{architecture}: {backbone.coverage.sentence()} (licence of the weights: {backbone.coverage.licence})"
-    )
+    licence = "" if weights == "none" else f" (licence of the weights: {backbone.coverage.licence})"
+    reporter.say(f"{architecture}: {backbone.coverage.sentence()}{licence}")
     backbone_file = _save_backbone(backbone, out)
     bank = None
     if recipe.model.backbone == "frozen" and (cut or not backbone.coverage.missing):
