@@ -119,9 +119,8 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
 
 
 def test_configurations_keep_their_order() -> None:
-    table = pd.concat(
-        [predictions(seed=1).assign(architecture=a, optimizer=o) for a in ("Z", "A") for o in ("sgdm", "adam")]
-    )
+    grid = [(a, o) for a in ("Z", "A") for o in ("sgdm", "adam")]
+    table = pd.concat([predictions(seed=1).assign(architecture=a, optimizer=o) for a, o in grid])
     names = [(c["architecture"], c["optimizer"]) for c in study_metrics(table, resamples=100)["configurations"]]
     assert names == grid
 
