@@ -6,8 +6,8 @@ a transform (shift, scale, mirror). Each proposal is then checked over the whole
 median over the tiles: calipers, text and arrows spoil a few tiles, not the median; a logo that two different pictures
 share wins a few tiles, not the median.
 
-On BUSI the scores of copies lie above 0.7, those of unrelated pictures below 0.4; between the two lie neighbouring
-frames of one view. See `docs/audit_busi_pairs.csv` for pairs judged by eye.
+On BUSI the scores of copies lie above 0.7 (mostly above 0.9), those of unrelated pictures below 0.4; between the two
+lie other frames of one view, taken a moment apart. See `docs/audit_busi_pairs.csv` for pairs judged by eye.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ from threadpoolctl import threadpool_limits
 from sonobreast.data.keypoints import Candidate, Float, Keypoints, candidates, describe, flatten, thumbnail
 from sonobreast.errors import SonobreastError
 
-Kind = Literal["identical-file", "identical-pixels", "near-duplicate"]
+Kind = Literal["identical-file", "identical-pixels", "near-duplicate", "same-view"]
 Picture = Path | str | npt.NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 R = TypeVar("R")
 
-TILE = 24
+TILE = 18
 """Side of a tile in thumbnail pixels: about 100 tiles a picture."""
-PLAY = 3
+PLAY = 2
 """Each tile may lie this many thumbnail pixels beside its place: tissue gives way between two frames."""
-SCORE = 0.45
-"""Least median correlation of a pair that is reported."""
+COPY = 0.7
+"""Least median correlation of a near-duplicate: the same frame."""
+SCORE = 0.5
+"""Least median correlation of a pair that is reported; below COPY it is another frame of the same view."""
 OVERLAP = 0.4
 """Least share of the smaller picture that the other one must show."""
 STRICTER = 0.25
@@ -62,7 +64,8 @@ class Pair:
     ----------
     a, b : int
     kind : str
-        `identical-file`, `identical-pixels` or `near-duplicate`.
+        `identical-file`, `identical-pixels`, `near-duplicate` (the same frame, changed), or `same-view` (very probably
+        another frame of the same view: not a copy, but the same patient).
     score : float
         Median correlation of the tiles, -1 to 1; 1 for identical images.
     agreement : float
@@ -255,7 +258,8 @@ def _near(seen: Sequence[_Seen], a: int, b: int, c: Candidate, found: tuple[floa
         dx = edge + (dx - (seen[b].width - 1)) / scale_x if c.mirrored else -dx / scale_x
         a, b, scale_x, scale_y, dy = b, a, 1 / scale_x, 1 / scale_y, -dy / scale_y
     score, agreement, overlap = (round(v, 4) for v in found)
-    return Pair(a, b, "near-duplicate", score, agreement, overlap, c.mirrored, scale_x, scale_y, dx, dy)
+    kind: Kind = "near-duplicate" if score >= COPY else "same-view"
+    return Pair(a, b, kind, score, agreement, overlap, c.mirrored, scale_x, scale_y, dx, dy)
 
 
 def _identical(seen: Sequence[_Seen]) -> list[Pair]:
@@ -285,7 +289,7 @@ def find_pairs(
 
     Found are exact copies, and copies that were shifted, cropped, re-scaled (by 0.35 to 2.9), mirrored left to right,
     re-windowed, or carry other overlays. Not looked for: rotated and upside-down copies. Every image is decoded once
-    and kept as a thumbnail of 256 px: some 70 kB an image.
+    and kept as a thumbnail of 192 px: some 45 kB an image.
 
     Parameters
     ----------
@@ -294,8 +298,8 @@ def find_pairs(
     near : bool
         False looks for identical files and pixels only.
     score : float
-        Least median correlation of a near-duplicate, 0 to 1. With 0.45, the default, neighbouring frames of one view
-        are found too; with 0.7 only copies of one frame.
+        Least median correlation of a pair, 0 to 1. With 0.5, the default, other frames of one view are found too; with
+        0.7 only copies of one frame.
     workers : int
         Threads.
     progress : callable or None
