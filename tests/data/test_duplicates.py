@@ -132,6 +132,15 @@ def test_unrelated_pictures_with_the_same_overlays_are_not_paired() -> None:
     assert find_pairs(images) == []
 
 
+def test_different_pictures_in_the_same_black_frame_are_not_paired() -> None:
+    images = []
+    for seed in range(200, 212):
+        framed = np.zeros((420, 520), np.uint8)
+        framed[40:310, 60:400] = middle(texture(seed))
+        images.append(framed)
+    assert find_pairs(images) == []
+
+
 def test_identical_files_and_pixels(tmp_path: Path) -> None:
     picture = Image.fromarray(texture(0))
     picture.save(tmp_path / "a.png")

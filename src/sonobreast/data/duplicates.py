@@ -196,6 +196,9 @@ def compare(flat_a: Float, flat_b: Float, c: Candidate) -> tuple[float, float, f
     score, agreement, overlap : float
         As in `Pair`; the score is -1 where too few tiles overlap.
     """
+    if c.scale_x * c.scale_y > 1:
+        # On the grid of the one that shows less: it is covered by more tiles.
+        c, flat_a, flat_b = c.inverse(flat_a.shape[1], flat_b.shape[1]), flat_b, flat_a
     if c.mirrored:
         flat_a = flat_a[:, ::-1]
     rows, columns = flat_a.shape[0] // TILE, flat_a.shape[1] // TILE
@@ -238,28 +241,25 @@ def compare(flat_a: Float, flat_b: Float, c: Candidate) -> tuple[float, float, f
     return float(np.median(values)), float((values >= 0.6).mean()), overlap
 
 
-def _transform(a: _Seen, b: _Seen, c: Candidate) -> tuple[float, float, float, float]:
-    """Scale and shift of a candidate in pixels of the files instead of thumbnails."""
+def _in_files(a: _Seen, b: _Seen, c: Candidate) -> Candidate:
+    """A candidate in pixels of the files instead of thumbnails."""
     ax, ay = a.width / a.thumb.shape[1], a.height / a.thumb.shape[0]
     bx, by = b.width / b.thumb.shape[1], b.height / b.thumb.shape[0]
     scale_x, scale_y = c.scale_x * bx / ax, c.scale_y * by / ay
     # x_b + 0.5 = bx * (x_tb + 0.5): the corner, not the middle, of the first pixel stays where it is.
     dx = bx * (c.dx + 0.5) - 0.5 + scale_x * (0.5 - 0.5 * ax)
     dy = by * (c.dy + 0.5) - 0.5 + scale_y * (0.5 - 0.5 * ay)
-    return scale_x, scale_y, dx, dy
+    return c._replace(scale_x=scale_x, scale_y=scale_y, dx=dx, dy=dy)
 
 
 def _near(seen: Sequence[_Seen], a: int, b: int, c: Candidate, found: tuple[float, float, float]) -> Pair:
     """The pair of images `a` and `b` that candidate `c` (from a to b) stands for, in the order of the input."""
-    scale_x, scale_y, dx, dy = _transform(seen[a], seen[b], c)
+    c = _in_files(seen[a], seen[b], c._replace(a=a, b=b))
     if a > b:
-        edge = seen[a].width - 1
-        # Mirrored: x_b = s (W_a - 1 - x_a) + d, solved for x_a and written with W_b - 1 - x_b.
-        dx = edge + (dx - (seen[b].width - 1)) / scale_x if c.mirrored else -dx / scale_x
-        a, b, scale_x, scale_y, dy = b, a, 1 / scale_x, 1 / scale_y, -dy / scale_y
+        c = c.inverse(seen[a].width, seen[b].width)
     score, agreement, overlap = (round(v, 4) for v in found)
     kind: Kind = "near-duplicate" if score >= COPY else "same-view"
-    return Pair(a, b, kind, score, agreement, overlap, c.mirrored, scale_x, scale_y, dx, dy)
+    return Pair(c.a, c.b, kind, score, agreement, overlap, c.mirrored, c.scale_x, c.scale_y, c.dx, c.dy)
 
 
 def _identical(seen: Sequence[_Seen]) -> list[Pair]:

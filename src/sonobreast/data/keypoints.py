@@ -55,6 +55,13 @@ class Candidate(NamedTuple):
     dy: float
     votes: int
 
+    def inverse(self, width_a: int, width_b: int) -> Candidate:
+        """The same transform from `b` to `a`; the widths of the two in pixels are needed where it mirrors."""
+        # Mirrored: x_b = s (W_a - 1 - x_a) + d, solved for x_a and written with W_b - 1 - x_b.
+        dx = width_a - 1 + (self.dx - width_b + 1) / self.scale_x if self.mirrored else -self.dx / self.scale_x
+        back = (1 / self.scale_x, 1 / self.scale_y, dx, -self.dy / self.scale_y)
+        return Candidate(self.b, self.a, self.mirrored, *back, self.votes)
+
 
 def thumbnail(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Grey version of an image whose longest side has `SIDE` pixels, (h, w) uint8."""
@@ -90,14 +97,33 @@ def flatten(thumb: npt.NDArray[np.uint8], sigma: float = 5.5) -> Float:
 
     Returns
     -------
-    (h, w) float32 in [-3, 3]; nearly 0 in empty regions.
+    (h, w) float32 in [-3, 3]; 0 in empty regions.
     """
     x = np.sqrt(thumb, dtype=np.float32)
-    detail = x - blur(x, sigma)
-    spread = np.sqrt(np.maximum(blur(detail * detail, sigma), 0))
+    real = _content(thumb)
+    # Means over the content only: else the straight edge of a black frame would be the strongest thing in a picture,
+    # and two different pictures in frames of one shape would correlate along it.
+    share = np.maximum(blur(real, sigma), np.float32(1e-3))
+    detail: Float = (x - blur(np.multiply(x, real), sigma) / share) * real
+    spread = np.sqrt(np.maximum(blur(detail * detail, sigma), 0) / share)
     # 0.35 of the square root of a grey level: below it there is coding noise, not speckle.
     flat: Float = np.clip(detail / (spread + np.float32(0.35)), -3, 3)
     return flat
+
+
+def _content(thumb: npt.NDArray[np.uint8]) -> Float:
+    """1 where a thumbnail shows something, 0 where it is black or a flat background, (h, w) float32."""
+    low, high = thumb, thumb
+    for axis in (0, 1):
+        pad = [(1, 1) if k == axis else (0, 0) for k in (0, 1)]
+        before, after = (slice(0, -2), slice(None)), (slice(2, None), slice(None))
+        if axis == 1:
+            before, after = before[::-1], after[::-1]
+        lower, upper = np.pad(low, pad, mode="edge"), np.pad(high, pad, mode="edge")
+        low = np.minimum(np.minimum(lower[before], lower[after]), low)
+        high = np.maximum(np.maximum(upper[before], upper[after]), high)
+    shown: Float = ((thumb > 3) & (high - low > 1)).astype(np.float32)
+    return shown
 
 
 def _cosines() -> Float:
