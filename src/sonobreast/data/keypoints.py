@@ -104,7 +104,7 @@ def flatten(thumb: npt.NDArray[np.uint8], sigma: float = 5.5) -> Float:
     # Means over the content only: else the straight edge of a black frame would be the strongest thing in a picture,
     # and two different pictures in frames of one shape would correlate along it.
     share = np.maximum(blur(real, sigma), np.float32(1e-3))
-    detail: Float = (x - blur(np.multiply(x, real), sigma) / share) * real
+    detail = np.asarray((x - blur(np.multiply(x, real), sigma) / share) * real, dtype=np.float32)
     spread = np.sqrt(np.maximum(blur(detail * detail, sigma), 0) / share)
     # 0.35 of the square root of a grey level: below it there is coding noise, not speckle.
     flat: Float = np.clip(detail / (spread + np.float32(0.35)), -3, 3)
