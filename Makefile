@@ -16,12 +16,12 @@ $(INSTALLED): pyproject.toml requirements.lock requirements-torch.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 ifeq ($(TORCH),cpu)
-	$(UV) pip install --python $(PY) --torch-backend=cpu $$(grep -E '^(torch|torchvision)==' requirements-torch.lock | sed 's/ ;.*//')
+	$(UV) pip install --compile-bytecode --python $(PY) --torch-backend=cpu $$(grep -E '^(torch|torchvision)==' requirements-torch.lock | sed 's/ ;.*//')
 else
-	$(UV) pip install --python $(PY) -r requirements-torch.lock
+	$(UV) pip install --compile-bytecode --python $(PY) -r requirements-torch.lock
 endif
-	$(UV) pip install --python $(PY) -r requirements.lock
-	$(UV) pip install --python $(PY) --no-deps --editable .
+	$(UV) pip install --compile-bytecode --python $(PY) -r requirements.lock
+	$(UV) pip install --compile-bytecode --python $(PY) --no-deps --editable .
 	touch $@
 
 test: install

@@ -354,6 +354,8 @@ class _progress:
 
 def main() -> None:
     """Entry point: turns every error into a sentence and an exit status, unless ``--debug`` is given."""
+    # Threads that wait busily for one another slow training down several times when another process shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("SONOBREAST_DEBUG"))
     sys.exit(_call(arguments, debug))
