@@ -174,7 +174,7 @@ def _inspect(entry: Entry, listing: Listing) -> tuple[Case | None, list[Problem]
         height=height,
         spacing_mm=entry.spacing_mm,
         sha256=hashlib.sha256(content).hexdigest(),
-        source=listing.layout,
+        source=entry.source or listing.layout,
         extra=dict(entry.extra),
     )
     return case, problems
