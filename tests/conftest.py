@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from tests import fake
 
 _REPOSITORY = Path(__file__).resolve().parents[1]

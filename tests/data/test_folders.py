@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.fake import COUNTS, save_mask, speckle, write_busi, write_class_folders, write_csv
 
 from sonobreast.data.folders import read_layout
 from sonobreast.errors import SonobreastError
-from tests.fake import COUNTS, save_mask, speckle, write_busi, write_class_folders, write_csv
 
 
 def names(folder: Path) -> list[str]:
