@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests import fake
 
+from sonobreast.data.manifest import Manifest, build
+
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -31,6 +33,12 @@ def real_data() -> Path:
     if not (folder / "busi").is_dir():
         pytest.skip(f"no real data in {folder}: set SONOBREAST_DATA to the folder that holds busi/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_busi(real_data: Path) -> Manifest:
+    """BUSI as `build` lists it; every file is opened, so it is done once."""
+    return build(real_data / "busi", strict=True)
 
 
 @pytest.fixture(scope="session")

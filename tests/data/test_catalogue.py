@@ -14,7 +14,7 @@ import pytest
 from tests.fake import COUNTS, write_busi
 
 from sonobreast.data.catalogue import DATA_SETS, download
-from sonobreast.data.manifest import build
+from sonobreast.data.manifest import Manifest, build
 from sonobreast.errors import SonobreastError
 
 
@@ -112,7 +112,7 @@ def test_unknown_data_set() -> None:
         download("bus")
 
 
-def test_counts_are_those_of_the_files(real_data: Path) -> None:
-    manifest = build(real_data / "busi")
-    assert DATA_SETS["busi"].classes == manifest.counts
-    assert DATA_SETS["busi"].masks == sum(len(c.masks) for c in manifest.cases)
+@pytest.mark.slow
+def test_counts_are_those_of_the_files(real_busi: Manifest) -> None:
+    assert DATA_SETS["busi"].classes == real_busi.counts
+    assert DATA_SETS["busi"].masks == sum(len(c.masks) for c in real_busi.cases)

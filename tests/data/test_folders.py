@@ -175,7 +175,7 @@ def test_class_of_masks_by_their_names(tmp_path: Path, classes: tuple[str, ...])
         (tmp_path / label).mkdir()
         for i in range(3):
             save_mask(tmp_path / label / f"{label} ({i})_mask.png", speckle(i)[1])
-    with pytest.raises(SonobreastError, match="3 pictures .* masks by their names"):
+    with pytest.raises(SonobreastError, match="3 pictures of the class"):
         read_layout(tmp_path)
 
 
@@ -301,12 +301,12 @@ def test_corrupt_csv(tmp_path: Path, text: str, said: str) -> None:
 def test_csv_that_is_none(tmp_path: Path, content: bytes) -> None:
     table = tmp_path / "table.csv"
     table.write_bytes(content)
-    try:
-        listing = read_layout(table)
-    except SonobreastError as error:
-        assert error.file == str(table)
-    else:  # a NUL byte is a character to the csv module of new Pythons
-        assert len(listing.entries) == 1
+    if content.startswith(b"image"):
+        assert len(read_layout(table).entries) == 1  # a NUL byte is a character like others to the csv module
+        return
+    with pytest.raises(SonobreastError) as caught:
+        read_layout(table)
+    assert caught.value.file == str(table)
 
 
 def test_csv_with_a_huge_cell(tmp_path: Path) -> None:

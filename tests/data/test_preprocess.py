@@ -106,7 +106,7 @@ def test_one_pixel() -> None:
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff", "gif", "webp"])
 @given(share=st.floats(0.0, 0.95))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_truncated_files_are_never_half_an_image(kind: str, share: float) -> None:
     whole = stored(Image.fromarray(speckle(0)[0]).convert("RGB"), kind)
     with pytest.raises(SonobreastError):
@@ -114,7 +114,7 @@ def test_truncated_files_are_never_half_an_image(kind: str, share: float) -> Non
 
 
 @given(noise=st.binary(max_size=300))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_noise_is_no_image(noise: bytes) -> None:
     with pytest.raises(SonobreastError, match="not a readable image"):
         decode(noise)
@@ -157,7 +157,7 @@ shapes = st.tuples(st.integers(20, 300), st.integers(20, 300))
 
 
 @given(seed=st.integers(0, 10**6), shape=shapes, label=st.sampled_from(["benign", "malignant", "normal"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_speckle_is_never_a_mask(seed: int, shape: tuple[int, int], label: str) -> None:
     picture = speckle(seed, label, *shape)[0]
     assert not is_mask(rgb(picture))
@@ -168,7 +168,7 @@ def test_speckle_is_never_a_mask(seed: int, shape: tuple[int, int], label: str) 
 @given(
     seed=st.integers(0, 10**6), shape=shapes, value=st.integers(1, 255), label=st.sampled_from(["benign", "malignant"])
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_binary_pictures_are_masks(seed: int, shape: tuple[int, int], value: int, label: str) -> None:
     assert is_mask(rgb(speckle(seed, label, *shape)[1].astype(np.uint8) * np.uint8(value)))
     assert is_mask(np.zeros((*shape, 3), np.uint8))
@@ -180,7 +180,7 @@ def test_binary_pictures_are_masks(seed: int, shape: tuple[int, int], value: int
     quality=st.integers(75, 95),
     label=st.sampled_from(["benign", "malignant"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_masks_through_jpeg_are_masks(seed: int, side: int, quality: int, label: str) -> None:
     lesion = speckle(seed, label, side, side)[1]
     assert is_mask(decode(stored(Image.fromarray(lesion.astype(np.uint8) * 255), "jpeg", quality=quality)))

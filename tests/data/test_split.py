@@ -13,7 +13,7 @@ from tests.fake import fake_cases
 
 from sonobreast.config import Data, Split, load_recipe
 from sonobreast.data import split as splits
-from sonobreast.data.manifest import build
+from sonobreast.data.manifest import Manifest
 from sonobreast.data.split import divide, draw
 from sonobreast.errors import SonobreastError
 from sonobreast.records import Assignment, Case
@@ -67,16 +67,17 @@ def test_table_2(recipe: str) -> None:
     check(cases, rows, grouped=False)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("grouping", ["none", "group"])
 def test_table_2_with_any_seed(seed: int, grouping: str) -> None:
     cases = fake_cases({"benign": 138, "malignant": 146, "normal": 133})
     assert table(divide(cases, Split(seed=seed, grouping=grouping))) == TABLE_2
 
 
-def test_table_2_on_real_busi(real_data: Path) -> None:
+@pytest.mark.slow
+def test_table_2_on_real_busi(real_busi: Manifest) -> None:
     recipe = load_recipe("aulia2026")
-    cases = draw(build(real_data / "busi").cases, recipe.data)
+    cases = draw(real_busi.cases, recipe.data)
     rows = divide(cases, recipe.split)
     assert len(cases) == 417
     assert table(rows) == TABLE_2
@@ -127,7 +128,7 @@ counts = st.lists(st.integers(6, 40), min_size=2, max_size=4).map(lambda ns: {f"
     seed=st.integers(0, 1000),
     grouping=st.sampled_from(["group", "none"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_holdout(
     counts: dict[str, int], size: int, validation: float, test: float, seed: int, grouping: str
 ) -> None:
@@ -135,10 +136,9 @@ def test_any_holdout(
     chosen = Split(validation=validation, test=test, seed=seed, grouping=grouping)
     try:
         rows = divide(cases, chosen)
-    except SonobreastError as error:
-        assert grouping == "group"
-        assert size > 1
-        assert error.remedy
+    except SonobreastError:
+        if grouping == "none" or size == 1:
+            raise
         return
     check(cases, rows, grouped=grouping == "group")
     assert divide(cases[::-1], chosen) == rows
@@ -152,19 +152,18 @@ def test_any_holdout(
     counts=counts,
     size=st.integers(1, 3),
     folds=st.integers(2, 5),
-    repeats=st.integers(1, 3),
+    repeats=st.integers(1, 2),
     seed=st.integers(0, 1000),
     grouping=st.sampled_from(["group", "none"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @pytest.mark.filterwarnings("ignore:The least populated class")
 def test_any_folds(counts: dict[str, int], size: int, folds: int, repeats: int, seed: int, grouping: str) -> None:
     cases = fake_cases(counts, lambda label, i: f"{label}-{i // size}")
     chosen = Split(kind="kfold", folds=folds, repeats=repeats, validation=0.2, seed=seed, grouping=grouping)
     try:
         rows = divide(cases, chosen)
-    except SonobreastError as error:
-        assert error.remedy
+    except SonobreastError:
         assume(False)
     check(cases, rows, grouped=grouping == "group")
     tested = Counter((r.repeat, r.image) for r in rows if r.subset == "test")
