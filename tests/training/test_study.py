@@ -196,11 +196,23 @@ def kill_at(module: Any, name: str, call: int, before: bool = True) -> None:
     setattr(module, name, replaced)
 
 
+def kill_at_rename_of_a_folder() -> None:
+    original = os.replace
+
+    def replaced(source: Any, target: Any) -> None:
+        if os.path.isdir(source):
+            die()
+        original(source, target)
+
+    os.replace = replaced  # type: ignore[assignment]
+
+
 def moments() -> dict[str, Callable[[], None]]:
     from sonobreast.data import split as splits
     from sonobreast.training import fit, frozen
 
     return {
+        "inside the very first file": lambda: kill_at(os, "replace", 1),
         "while the images are read": lambda: kill_at(manifests, "decode", 5),
         "before the manifest": lambda: kill_at(manifests, "write", 1),
         "after the manifest": lambda: kill_at(manifests, "write", 1, before=False),
@@ -212,7 +224,7 @@ def moments() -> dict[str, Callable[[], None]]:
         "in the first run": lambda: kill_at(frozen, "check_finite", 2),
         "between two runs": lambda: kill_at(study, "write_run", 1, before=False),
         "while a run is written": lambda: kill_at(fit, "write_json", 2),
-        "before a run gets its name": lambda: kill_at(fit.os, "replace", 1),
+        "before a run gets its name": kill_at_rename_of_a_folder,
         "while the second run is written": lambda: kill_at(fit, "save", 2),
         "before the tables": lambda: kill_at(study, "collect", 1),
         "between the tables": lambda: kill_at(study, "write_table", 1),
