@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from sonobreast.errors import SonobreastError, nearest
 
@@ -166,7 +166,7 @@ class Model(Settings):
 
     architectures: tuple[str, ...] = Field(min_length=1)
     backbone: Literal["frozen", "finetune"] = "frozen"
-    trainable: Literal["all"] | int = "all"
+    trainable: Literal["all"] | PositiveInt = "all"
     uncovered: Literal["cut", "train"] = "cut"
     cut_norm: Literal["standardise", "none"] = "standardise"
     batch_norm: Literal["inference", "train"] = "inference"
@@ -210,8 +210,8 @@ class Training(Settings):
     """
 
     optimizers: tuple[str, ...] = Field(("adam",), min_length=1)
-    learning_rate: float = Field(1e-4, gt=0.0)
-    learning_rates: dict[str, float] = {}
+    learning_rate: float = Field(1e-4, gt=0.0, allow_inf_nan=False)
+    learning_rates: dict[str, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] = {}
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     batch_size: int = Field(32, ge=1)
     epochs: int = Field(50, ge=1)
@@ -252,10 +252,9 @@ class Recipe(Settings):
         ):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice")
-        keys = set(leaves(self.model_dump(mode="json", exclude={"ours"}))) | {"training.early_stopping"}
-        prefixes = {k.rsplit(".", n)[0] for k in keys for n in range(k.count(".") + 1)}
+        keys = set(_known_keys())  # of any recipe: a setting may be switched off in this one
         for key in self.ours:
-            if key not in keys | prefixes:
+            if key not in keys:
                 raise ValueError(f"ours.{key} names no setting; {nearest(key, keys)}")
         return self
 
@@ -345,7 +344,10 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SonobreastError("the recipe is not a mapping of settings", file=name)
     base = content.pop("extends", None)
-    return content if base is None else _merge(_read(str(base), (*seen, name)), content)
+    if base is None:
+        return content
+    beside = path.parent / str(base)  # as in a file of the package, or from the folder of the command
+    return _merge(_read(str(beside if beside.is_file() else base), (*seen, name)), content)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,7 +373,8 @@ def _override(content: dict[str, Any], override: str) -> None:
     if isinstance(value, str):
         with suppress(ValueError):  # YAML 1.1 reads 1e-4 as text
             value = float(value)
-    *parts, last = key.split(".", 2) if key.startswith(parents) else key.split(".")
+    own = next((p for p in parents if key.startswith(p)), None)  # behind these, a name may have dots of its own
+    *parts, last = key.split(".") if own is None else key.split(".", own.count("."))
     for part in parts:
         inner = content.get(part)
         content[part] = inner = dict(inner) if isinstance(inner, dict) else {}

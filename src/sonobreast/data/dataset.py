@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonobreast.config import Preprocess
-from sonobreast.data.preprocess import decode, resize
+from sonobreast.data.preprocess import decode, quiet, resize
 
 
 def decode_all(
@@ -40,7 +40,7 @@ def decode_all(
     def put(i: int) -> None:
         images[i] = resize(decode(paths[i]), settings)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(put, range(len(paths))), start=1):
             if progress is not None:
                 progress(done, len(paths))

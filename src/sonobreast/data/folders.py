@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -108,11 +109,28 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _natural(name: str) -> tuple[object, ...]:
-    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p.lower()) for p in re.split(r"(\d+)", name) if p)
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p.lower()) for p in re.split(r"(\d+)", name) if p)
 
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_file(path: Path) -> bool:
+    """A file, or a link to one that is gone: that is named when it is opened, not lost in silence."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _class_root(source: Path) -> Path:
@@ -180,24 +198,39 @@ def _read_class_folders(root: Path) -> Listing:
                 remedy="name each mask after its image (`NAME_mask.png`) and put it beside the image, "
                 "or give a CSV with the columns image,label,mask",
             )
+        if not _is_utf8(folder.name):
+            raise SonobreastError(
+                f"the folder's name {_printable(folder.name)!r} is not UTF-8", file=root, remedy="rename it"
+            )
         label = _class_name(folder.name)
         if label in seen:
             raise SonobreastError(
                 f"the folders {seen[label]!r} and {folder.name!r} are the same class", file=root, remedy="merge them"
             )
-        files = _visible(folder)
-        images = [p for p in files if p.is_file() and _is_image(p)]
+        named = _visible(folder)
+        files = [p for p in named if _is_utf8(p.name)]
+        problems += [
+            Problem(
+                code="name-not-utf8",
+                severity="error",
+                file=f"{folder.name}/{_printable(p.name)}",
+                what="the file's name is not UTF-8; left out",
+                remedy="rename the file",
+            )
+            for p in named
+            if not _is_utf8(p.name)
+        ]
+        images = [p for p in files if _is_file(p) and _is_image(p)]
         if not images:
-            if files:
-                problems.append(
-                    Problem(
-                        code="folder-without-images",
-                        severity="warning",
-                        file=folder.name,
-                        what="no image in this folder; it is not a class",
-                        remedy="put the images directly into the class folder",
-                    )
+            problems.append(
+                Problem(
+                    code="folder-without-images",
+                    severity="warning",
+                    file=folder.name,
+                    what="no image in this folder; it is not a class",
+                    remedy="put the images directly into the class folder",
                 )
+            )
             continue
         seen[label] = folder.name
         found, trouble = _pair_masks(images, label, root)
@@ -325,15 +358,16 @@ def _read_csv(path: Path) -> Listing:
         cell = {meaning: row[i].strip() for meaning, i in where.items()}
         if not cell["image"] or not cell["label"]:
             raise SonobreastError(f"line {number} has no image or no label", file=path, remedy="complete the line")
-        if cell["image"] in seen:
+        if "root" in lowered and not entries:
+            root = path.parent / row[lowered.index("root")].strip()
+        place = os.path.normpath(root / cell["image"])  # ./a.png is a.png
+        if place in seen:
             raise SonobreastError(
-                f"line {number} names {cell['image']!r} again (first on line {seen[cell['image']]})",
+                f"line {number} names {cell['image']!r} again (first on line {seen[place]})",
                 file=path,
                 remedy="keep one line for each image",
             )
-        seen[cell["image"]] = number
-        if "root" in lowered and not entries:
-            root = path.parent / row[lowered.index("root")].strip()
+        seen[place] = number
         entries.append(
             Entry(
                 image=root / cell["image"],
@@ -350,7 +384,7 @@ def _read_csv(path: Path) -> Listing:
         )
     if not entries:
         raise SonobreastError("the table has no rows", file=path, remedy="list one image on each line")
-    return Listing("csv", root, tuple(entries), (), expects_masks="mask" in where)
+    return Listing("csv", root, tuple(entries), (), expects_masks=any(e.masks for e in entries))
 
 
 def _spacing(text: str, line: int, path: Path) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sonobreast.data.folders import Entry, Listing, read_layout
-from sonobreast.data.preprocess import decode, decode_mask, is_mask
+from sonobreast.data.preprocess import decode, decode_mask, is_mask, quiet
 from sonobreast.errors import SonobreastError
 from sonobreast.records import LESION_CLASSES, Case, Problem, read_table, write_table
 
@@ -77,7 +77,7 @@ def build(source: Path, *, strict: bool = False, progress: Progress | None = Non
         that cannot be used.
     """
     listing = read_layout(source)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = []
         for done, result in enumerate(pool.map(lambda e: _inspect(e, listing), listing.entries), start=1):
             results.append(result)
@@ -215,17 +215,20 @@ def write(path: Path, manifest: Manifest) -> None:
     Raises
     ------
     SonobreastError
-        If ``path`` holds a table that is not a manifest: nothing is overwritten then.
+        If ``path`` holds a table that is not a manifest, or there is a ``problems.csv`` that is not ours: nothing is
+        overwritten then.
     """
-    if path.exists():
-        try:
-            read_table(path, COLUMNS[:3])
-        except SonobreastError as error:
-            raise SonobreastError(
-                "a file of this name exists and is not a manifest of ours",
-                file=path,
-                remedy="give another place with --out",
-            ) from error
+    problems = path.with_name("problems.csv")
+    for file, columns in ((path, COLUMNS[:3]), (problems, tuple(Problem.model_fields))):
+        if file.exists():
+            try:
+                read_table(file, columns)
+            except SonobreastError as error:
+                raise SonobreastError(
+                    f"a file of this name exists and is not a {file.stem} table of ours",
+                    file=file,
+                    remedy="give another place with --out",
+                ) from error
     extra = list(dict.fromkeys(k for c in manifest.cases for k in c.extra))
     home, root = path.parent.resolve(), manifest.root.resolve()
     relative = "" if home == root else os.path.relpath(root, home).replace(os.sep, "/")
@@ -240,7 +243,6 @@ def write(path: Path, manifest: Manifest) -> None:
         for c in manifest.cases
     )
     write_table(path, (*COLUMNS, *extra), rows)
-    problems = path.with_name("problems.csv")
     if manifest.problems:
         write_table(problems, tuple(Problem.model_fields), (p.model_dump() for p in manifest.problems))
     else:

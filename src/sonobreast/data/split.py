@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from sonobreast.config import Data, Split
 from sonobreast.errors import SonobreastError, nearest
@@ -194,4 +195,12 @@ def write(path: Path, rows: Sequence[Assignment]) -> None:
 def read(path: Path) -> tuple[Assignment, ...]:
     """Read ``split.csv``; see `sonobreast.records.read_table` for the errors."""
     rows = read_table(path, tuple(Assignment.model_fields))
-    return tuple(Assignment.model_validate({k: v for k, v in r.items() if k != "schema_version"}) for r in rows)
+    try:
+        return tuple(Assignment.model_validate({k: v for k, v in r.items() if k != "schema_version"}) for r in rows)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SonobreastError(
+            f"not a valid split table ({'.'.join(map(str, first['loc']))}: {first['msg']})",
+            file=path,
+            remedy="write it anew",
+        ) from error

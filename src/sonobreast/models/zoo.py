@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -316,6 +317,8 @@ def _from_folder(name: str, network: nn.Module, folder: Path) -> tuple[dict[str,
     try:
         card = json.loads(card_file.read_text(encoding="utf-8"))
         mean, std = _three(card["mean"]), _three(card["std"])
+        if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+            raise ValueError(f"mean {mean}, std {std}")
         if card["model"] != name:
             raise SonobreastError(
                 f"the card is of {card['model']!r}, the weights' name is {name!r}",
@@ -340,6 +343,8 @@ def _from_folder(name: str, network: nn.Module, folder: Path) -> tuple[dict[str,
         raise SonobreastError(
             f"the weights cannot be read ({error})", file=file, remedy="copy or download the file again"
         ) from error
+    if not state:
+        raise SonobreastError("the file of weights is empty", file=file, remedy="copy or download the file again")
     return state, {
         **_plain_card(network),
         "file": str(file),

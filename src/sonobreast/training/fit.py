@@ -41,6 +41,8 @@ from sonobreast.records import (
 from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, fit_head, starts_standardised
 from sonobreast.training.module import fit_network
 
+_RUN_FILES = ("config.yaml", "history.csv", "weights.safetensors", "predictions.csv", "metrics.json")
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -200,8 +202,8 @@ def prediction_rows(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run folder is complete (it is renamed into place as the last step)."""
-    return (folder / "metrics.json").is_file() and (folder / "weights.safetensors").is_file()
+    """Whether a run folder is complete: it is renamed into place as the last step, and nobody removed a file."""
+    return all((folder / name).is_file() for name in _RUN_FILES)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

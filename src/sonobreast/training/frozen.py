@@ -236,6 +236,7 @@ def cache_key(backbone: Backbone, images: Images, recipe: Recipe, trained_on: ND
     """Name of the cache folder: differs when the features would."""
     digest = hashlib.sha256(backbone.sha256().encode())
     settings = [recipe.preprocess.model_dump(), recipe.augment.model_dump(), images.names, trained_on.tolist()]
+    settings += [backbone.mean, backbone.std]
     digest.update(json.dumps(settings).encode())
     digest.update(images.pixels.tobytes())
     return digest.hexdigest()[:16]

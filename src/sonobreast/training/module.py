@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 import time
 import warnings
 from typing import Any
@@ -64,6 +66,7 @@ class FineTuning(lightning.LightningModule):
         self.changed = trainable_tensors(backbone, recipe)
         for name, parameter in backbone.network.named_parameters():
             parameter.requires_grad_(name in self.changed)
+        self.train()  # Lightning keeps the modes it finds, and a backbone comes in inference mode
         self.still = self._modules_in_inference_mode()
         self.register_buffer(
             "weight",
@@ -202,13 +205,26 @@ def fit_network(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, loader)
-        if trainer.interrupted:  # Lightning swallows Ctrl-C and returns as if it had finished
-            raise KeyboardInterrupt
+        _run(trainer, module, loader)
         module.load_state_dict(_full_names(judge.best), strict=False)
         probability = module.logits(np.arange(len(images.names))).softmax(dim=1).numpy()
     assert judge.watch is not None
     return Fitted(judge.best, tuple(judge.history), judge.watch.best_epoch, probability, time.perf_counter() - started)
+
+
+def _run(trainer: Any, module: FineTuning, loader: DataLoader[Any]) -> None:
+    """Train; Ctrl-C stays a KeyboardInterrupt (Lightning ends the process instead, and shuts out any further one)."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        trainer.fit(module, loader)
+    except SystemExit as error:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _full_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -197,6 +197,7 @@ def _run_architecture(
     licence = "" if weights == "none" else f" (licence of the weights: {backbone.coverage.licence})"
     reporter.say(f"{architecture}: {backbone.coverage.sentence()}{licence}")
     backbone_file = _save_backbone(backbone, out)
+    _refuse_other_weights(backbone, backbone_file, architecture, runs, out)
     bank = None
     if recipe.model.backbone == "frozen" and (cut or not backbone.coverage.missing):
         bank = _bank(architecture, backbone, images, rows, recipe, out, reporter)
@@ -300,15 +301,38 @@ def _claim(out: Path, recipe: Recipe, weights: str, manifest: Manifest, rows: Se
                     file=out / "split.csv",
                     remedy="give another --out; the libraries that divide may have changed",
                 )
-    elif any(p.name not in (".lock",) for p in out.iterdir()):
+    elif any(p.name != ".lock" and not _is_left_over(p) for p in out.iterdir()):
         raise SonobreastError(
             "the folder is not empty and holds no study", file=out, remedy="give a new or empty folder with --out"
         )
+    with atomic(file) as stream:  # first: after a kill, the folder is known as ours
+        stream.write(dump_yaml(config))
     manifests.write(out / "manifest.csv", manifest)
     splits.write(out / "split.csv", rows)
     write_json(out / "environment.json", {**record(), "data_fingerprint": manifest.fingerprint})
-    with atomic(file) as stream:
-        stream.write(dump_yaml(config))
+    for path in [p for p in out.rglob(".*.partial") if p.is_file()]:
+        path.unlink(missing_ok=True)
+
+
+def _is_left_over(path: Path) -> bool:
+    """A file that a kill left half-written (see `sonobreast.records.atomic`)."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def _refuse_other_weights(
+    backbone: Backbone, backbone_file: str, architecture: str, runs: Sequence[Run], out: Path
+) -> None:
+    """Finished runs of this architecture must have begun with the same weights and the same normalisation."""
+    new = [backbone_file, list(backbone.mean), list(backbone.std)]
+    for folder in (out / "runs" / r.id for r in runs if r.architecture == architecture):
+        if is_finished(folder):
+            network = read_config(folder)["network"]
+            if [network["backbone_file"], network["mean"], network["std"]] != new:
+                raise SonobreastError(
+                    f"the weights of {architecture} are not those of the finished runs",
+                    file=folder,
+                    remedy="give the weights that the study began with, or another --out",
+                )
 
 
 def _refuse_other_study(file: Path, config: dict[str, Any]) -> None:
