@@ -8,7 +8,10 @@ PY := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test test-all lint types format check lock clean
+# Where `make demo` works.
+DEMO ?= demo
+
+.PHONY: install demo test test-all lint types format check lock clean
 
 install: $(INSTALLED)
 
@@ -23,6 +26,18 @@ endif
 	$(UV) pip install --compile-bytecode --python $(PY) -r requirements.lock
 	$(UV) pip install --compile-bytecode --python $(PY) --no-deps --editable .
 	touch $@
+
+# Simulated images, two small networks, three optimizers, a report. Given again, it goes on where it was.
+demo: install
+	@grep -qs '"complete": true' $(DEMO)/images/phantom.json || \
+		$(VENV)/bin/sonobreast data phantom $(DEMO)/images --n 300 --seed 1
+	@$(VENV)/bin/sonobreast study run --recipe quick --data $(DEMO)/images --weights none --out $(DEMO)/study
+	@echo
+	@echo "The report on simulated images: $(DEMO)/study/report.html"
+	@echo "Next, try:"
+	@echo "  $(VENV)/bin/sonobreast train --recipe quick --architecture ResNet-mini --weights none \\"
+	@echo "      --data $(DEMO)/images --out $(DEMO)/longer --set training.epochs=60"
+	@echo "  $(VENV)/bin/sonobreast data check FOLDER      (your own images, one folder for each class)"
 
 test: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2

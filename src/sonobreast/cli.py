@@ -208,6 +208,22 @@ def study_report(
 
 
 @app.command()
+def published(
+    table: Annotated[Path | None, typer.Argument(metavar="[CSV]", help="A table of your own to check.")] = None,
+) -> None:
+    """Check the printed tables of Aulia 2026 and Yadav 2024, or of a CSV, for what cannot be."""
+    from sonobreast.evaluation.plausibility import check_csv, check_paper
+    from sonobreast.evaluation.published import PAPERS
+    from sonobreast.evaluation.table_findings import render_text
+
+    if table is not None:
+        typer.echo(render_text(check_csv(table)))
+        return
+    for key in PAPERS:
+        typer.echo(render_text(check_paper(key)) + "\n")
+
+
+@app.command()
 def train(
     data: DataFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder of the study that holds this one run.")],

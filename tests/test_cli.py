@@ -1,0 +1,224 @@
+"""The commands as a person gives them: what they say, what they leave, how they fail."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.fake import write_busi
+
+from sonobreast import cli
+from sonobreast.records import read_json, read_table
+
+SMALL = [
+    "--set", "data.subsample=null", "--set", "preprocess.size=64", "--set", "training.epochs=2",
+    "--set", "augment.views=1", "--set", "model.architectures=[test_resnet]",
+]  # fmt: skip
+
+
+def call(*arguments: object) -> int:
+    return cli._call([str(a) for a in arguments], debug=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_busi(tmp_path_factory.mktemp("data") / "a folder with spaces")
+
+
+@pytest.fixture(scope="module")
+def study(data: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert call("study", "run", "--data", data, "--weights", tiny_weights, "--out", out, *SMALL) == 0
+    return out
+
+
+def test_check_writes_the_manifest(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("data", "check", data, "--out", tmp_path) == 0
+    rows = read_table(tmp_path / "manifest.csv", ("image", "label", "mask"))
+    assert not any("_mask" in r["image"] for r in rows)
+    assert call("data", "check", tmp_path / "manifest.csv", "--out", tmp_path / "again.csv") == 0
+    again = read_table(tmp_path / "again.csv")
+    assert [(r["image"], r["label"], r["sha256"]) for r in again] == [
+        (r["image"], r["label"], r["sha256"]) for r in rows
+    ]
+    assert "patients or groups" in capsys.readouterr().out
+
+
+def test_check_of_the_real_data_names_the_misprint(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("data", "check", real_data / "busi", "--out", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "487" in said
+    assert "437" in said
+    assert "misprint" in said
+    assert len(read_table(tmp_path / "manifest.csv")) == 780
+
+
+def test_check_keeps_a_file_of_somebody_else(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("mine\n1\n", encoding="utf-8")
+    assert call("data", "check", data, "--out", tmp_path) != 0
+    assert (tmp_path / "manifest.csv").read_text(encoding="utf-8") == "mine\n1\n"
+
+
+def test_study_leaves_tables_figures_and_report(study: Path) -> None:
+    assert len(read_table(study / "results.csv")) == 3
+    metrics = read_json(study / "metrics.json")
+    assert [c["optimizer"] for c in metrics["configurations"]] == ["adam", "rmsprop", "sgdm"]
+    for name in ("comparison", "confusion", "samples", "augmentation", "curves-test_resnet-adam"):
+        with Image.open(study / "figures" / f"{name}.png") as picture:
+            assert picture.width > 200
+
+
+def test_report_is_one_file_without_addresses(study: Path) -> None:
+    html = (study / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", html)
+    assert "@import" not in html
+    assert "<script" not in html
+
+
+def test_report_says_what_it_has_to(study: Path) -> None:
+    html = (study / "report.html").read_text(encoding="utf-8")
+    assert "Research use only" in html
+    assert "grouping: none" in html
+    assert "92.06" not in html  # ResNet50V2's value must not stand beside another network
+    assert "487 (misprint for 437)" in html
+    assert "model.architectures was changed to test_resnet" in html
+    for reason in ("Keras&#39; default (Glorot-uniform weights, zero bias)", "not published; drawn at random"):
+        assert reason in html
+    results = read_table(study / "results.csv")
+    for row in results:
+        assert f"{100 * float(row['test_accuracy']):.2f}" in html
+
+
+def test_report_sets_the_papers_values_beside_its_networks(data: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    from tests.fake import write_weights
+
+    write_weights(weights, "mobilenetv2_100")
+    arguments = [a if a != "model.architectures=[test_resnet]" else "model.architectures=[MobileNetV2]" for a in SMALL]
+    assert call("study", "run", "--data", data, "--weights", weights, "--out", tmp_path / "o", *arguments) == 0
+    html = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+    for printed in ("82.54", "79.37", "90.48", "84.49"):
+        assert printed in html
+    assert tiny_weights != weights
+
+
+def test_no_images_leaves_every_picture_of_the_data_out(data: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    arguments = ["--data", data, "--weights", tiny_weights, "--out", out, *SMALL, "--set", "training.optimizers=[adam]"]
+    assert call("study", "run", *arguments, "--no-images") == 0
+    assert not (out / "figures" / "samples.png").exists()
+    assert not (out / "figures" / "augmentation.png").exists()
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert "Sample images of each class" not in html
+    assert "Augmented views" not in html
+
+
+def test_report_is_drawn_anew_without_images(study: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(study, tmp_path / "copy")
+    (copy / "report.html").unlink()
+    pictures = [(copy / "figures" / f"{n}.png").read_bytes() for n in ("samples", "augmentation")]
+    assert call("study", "report", copy, "--no-images") == 0
+    html = (copy / "report.html").read_text(encoding="utf-8")
+    assert not any(base64.b64encode(p).decode() in html for p in pictures)
+    assert call("study", "report", copy) == 0
+    html = (copy / "report.html").read_text(encoding="utf-8")
+    assert all(base64.b64encode(p).decode() in html for p in pictures)
+
+
+def test_second_call_keeps_what_is_finished(
+    study: Path, data: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("study", "run", "--data", data, "--weights", tiny_weights, "--out", study, *SMALL) == 0
+    assert "3 of 3 runs were finished before" in capsys.readouterr().out
+
+
+def test_train_is_a_study_of_one(data: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    arguments = ["--architecture", "test_resnet", "--optimizer", "sgdm", "--data", data, "--weights", tiny_weights]
+    assert call("train", *arguments, "--out", tmp_path / "o", *SMALL) == 0
+    assert [r["run"] for r in read_table(tmp_path / "o" / "results.csv")] == ["test_resnet-sgdm-r0-f0-s0"]
+
+
+def test_a_class_name_cannot_put_code_into_the_report(tiny_weights: Path, tmp_path: Path) -> None:
+    data = write_busi(tmp_path / "d")
+    (data / "benign").rename(data / "<img src=x onerror=alert(1)>")
+    arguments = [*SMALL, "--set", "data.classes=null", "--set", "training.optimizers=[adam]"]
+    assert call("study", "run", "--data", data, "--weights", tiny_weights, "--out", tmp_path / "o", *arguments) == 0
+    assert "<img src=x" not in (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+
+
+BAD = {
+    "missing folder": (["data", "check", "{tmp}/nothing"], "no such folder"),
+    "empty folder": (["data", "check", "{tmp}/empty"], "no images found"),
+    "unknown recipe": (["study", "run", "--recipe", "aulia2062", "--data", "{data}", "--out", "{tmp}/o"], "aulia2026"),
+    "unknown key": (
+        ["study", "run", "--data", "{data}", "--out", "{tmp}/o", "--set", "training.epoch=3"],
+        "training.epochs",
+    ),
+    "unknown network": (
+        ["train", "--architecture", "ResNet50V3", "--data", "{data}", "--out", "{tmp}/o"],
+        "ResNet50V2",
+    ),
+    "unknown optimizer": (
+        ["train", "--architecture", "resnet18", "--optimizer", "adamm", "--data", "{data}", "--out", "{tmp}/o"],
+        "adam",
+    ),
+    "no weights there": (
+        ["study", "run", "--data", "{data}", "--out", "{tmp}/o", "--weights", "{tmp}/empty", *SMALL],
+        "no weights",
+    ),
+    "too few images": (
+        ["study", "run", "--data", "{data}", "--out", "{tmp}/o", "--set", "model.backbone=finetune"],
+        "draws 138 images",
+    ),
+    "no study": (["study", "report", "{tmp}/empty"], "holds no study"),
+    "unknown option": (["data", "check", "{data}", "--frobnicate"], "frobnicate"),
+    "unknown data set": (["data", "download", "bussi"], "busi"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_said_without_a_traceback(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments, said = BAD[name]
+    code = call(*(a.format(tmp=tmp_path, data=data) if "{" in a else a for a in arguments))
+    error = capsys.readouterr().err
+    assert code != 0
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sonobreast.cli", "data", "check", str(tmp_path / "nothing")]
+    plain = subprocess.run(command, capture_output=True, text=True, check=False)
+    debug = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
+    assert plain.returncode != 0
+    assert debug.returncode != 0
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr
+
+
+def test_simulated_images_are_said_to_be_simulated(tiny_weights: Path, tmp_path: Path) -> None:
+    data = tmp_path / "phantoms"
+    assert call("data", "phantom", data, "--n", 48, "--size", 64) == 0
+    arguments = [*SMALL, "--set", "training.optimizers=[adam]", "--set", "split.grouping=group"]
+    assert call("study", "run", "--data", data, "--weights", tiny_weights, "--out", tmp_path / "o", *arguments) == 0
+    html = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
+    body = html[html.index("<body>") :]
+    assert body.index("These are simulated images") < body.index("<h1>")
+    assert "Images were divided one by one" not in html
+    rows = read_table(tmp_path / "o" / "split.csv")
+    side: dict[str, set[str]] = {}
+    for row in rows:
+        side.setdefault(row["group"], set()).add(row["subset"])
+    assert all(len(s) == 1 for s in side.values())
