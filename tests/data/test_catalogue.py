@@ -57,6 +57,8 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Kag
     handler = type("Handler", (Kaggle,), {"archive": stream.getvalue()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    # It looks through the source of every loaded module to name itself: seconds, where torch is loaded.
+    monkeypatch.setattr("kagglehub.clients.get_user_agent", lambda: "test")
     # kagglehub knows fixed places only; the name of one is pointed to this server.
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
     monkeypatch.setitem(

@@ -161,7 +161,7 @@ def test_closure(name: str) -> None:
         loss.backward()
         return loss
 
-    assert float(optimizer.step(closure)) == 2.0
+    assert optimizer.step(closure).item() == 2.0
     assert (x < 1).all()
 
 
