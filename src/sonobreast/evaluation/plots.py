@@ -103,7 +103,9 @@ def curves_plot(frame: pd.DataFrame, title: str, best_epochs: Mapping[str, int])
     return figure
 
 
-def comparison_frame(metrics: Mapping[str, Any], paper: str | None) -> pd.DataFrame:
+def comparison_frame(
+    metrics: Mapping[str, Any], paper: str | None, pretrained: Mapping[str, float] | None = None
+) -> pd.DataFrame:
     """Test accuracy of every configuration with its interval and the paper's value.
 
     Parameters
@@ -112,11 +114,14 @@ def comparison_frame(metrics: Mapping[str, Any], paper: str | None) -> pd.DataFr
         Content of a study's ``metrics.json``.
     paper : str or None
         Key in `sonobreast.evaluation.published`.
+    pretrained : mapping of str to float or None
+        Architecture -> share of its parameters that were pre-trained.
 
     Returns
     -------
     DataFrame
-        ``architecture, optimizer, accuracy, low, high, n, published``; shares from 0 to 1, NaN where not printed.
+        ``architecture, optimizer, accuracy, low, high, n, published, pretrained``; shares from 0 to 1, NaN where there is
+        none.
     """
     rows = []
     for c in metrics["configurations"]:
@@ -130,9 +135,10 @@ def comparison_frame(metrics: Mapping[str, Any], paper: str | None) -> pd.DataFr
                 "high": c["accuracy"]["high"],
                 "n": c["n"],
                 "published": None if printed is None else printed["test"],
+                "pretrained": (pretrained or {}).get(c["architecture"]),
             }
         )
-    return pd.DataFrame(rows).astype({"published": float, "low": float, "high": float})
+    return pd.DataFrame(rows).astype(dict.fromkeys(("published", "low", "high", "pretrained"), float))
 
 
 def published_accuracies(paper: str | None, architecture: str, optimizer: str) -> dict[str, float] | None:
@@ -185,7 +191,9 @@ def comparison_plot(frame: pd.DataFrame, chance: float | None = None) -> Figure:
         pairs = [(h, t) for h, t in zip(handles, labels, strict=True) if t != "printed in the paper"]
     else:
         pairs = list(zip(*axis.get_legend_handles_labels(), strict=True))
-    axis.set_xticks(range(len(architectures)), architectures)
+    share = frame.groupby("architecture")["pretrained"].first()
+    ticks = [a if np.isnan(share[a]) else f"{a}\n({share[a]:.0%} pre-trained)" for a in architectures]
+    axis.set_xticks(range(len(architectures)), ticks)
     axis.set_xlim(-0.55, len(architectures) - 0.45)
     axis.set_ylim(0.0, 1.02)
     axis.set_ylabel("test accuracy, 95 % interval")
@@ -273,10 +281,11 @@ def draw_study(
     best_epochs: Mapping[str, int],
     paper: str | None,
     chance: float | None,
+    pretrained: Mapping[str, float],
 ) -> dict[str, Callable[[], Figure]]:
     """The figures that need no images: name of the file without ``.png`` -> a function that draws it."""
     figures: dict[str, Callable[[], Figure]] = {
-        "comparison": lambda: comparison_plot(comparison_frame(metrics, paper), chance),
+        "comparison": lambda: comparison_plot(comparison_frame(metrics, paper, pretrained), chance),
         "confusion": lambda: confusion_plot(confusion_frame(metrics)),
     }
     for (architecture, optimizer), runs in histories.items():

@@ -107,7 +107,10 @@ def write_report(out: Path, *, images: bool = True) -> Path:
     """
     study = read_study(out)
     best = {r: int(b) for r, b in zip(study.results["run"], study.results["best_epoch"], strict=True)}
-    drawings = plots.draw_study(study.metrics, study.histories, best, study.recipe.paper, _largest_class(study))
+    pretrained = dict(zip(study.results["architecture"], study.results["pretrained_share"].astype(float), strict=True))
+    drawings = plots.draw_study(
+        study.metrics, study.histories, best, study.recipe.paper, _largest_class(study), pretrained
+    )
     figures: dict[str, str] = {}
     for name, draw in drawings.items():
         content = plots.png(draw())
@@ -147,6 +150,11 @@ def _content(study: Study) -> dict[str, Any]:
         "folds": study.split[["repeat", "fold"]].drop_duplicates().shape[0],
         "configurations": configurations,
         "metrics_shown": [describe(m) for m in shown],
+        "coverage_line": " ".join(
+            f"{a}: {part['coverage'].iloc[0]}." for a, part in study.results.groupby("architecture", sort=False)
+        ),
+        "chosen": max(configurations, key=lambda c: c["subset_accuracy"]["validation"]),
+        "largest_class": _largest_class(study),
         "runs": len(study.results),
         "failed": study.failed,
         "problems": study.problems,
@@ -168,6 +176,7 @@ def _configuration(c: Mapping[str, Any], study: Study) -> dict[str, Any]:
         "title": plots.configuration_title(architecture, optimizer),
         "optimizer_title": plots.OPTIMIZER_TITLES.get(optimizer, optimizer),
         "coverage": mine["coverage"].iloc[0],
+        "pretrained": float(mine["pretrained_share"].iloc[0]),
         "epochs": _span(mine["epochs"].astype(float)),
         "best_epoch": _span(mine["best_epoch"].astype(float)),
         "seconds": float(mine["seconds"].astype(float).sum()),
