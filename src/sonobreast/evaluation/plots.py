@@ -120,8 +120,8 @@ def comparison_frame(
     Returns
     -------
     DataFrame
-        ``architecture, optimizer, accuracy, low, high, n, published, pretrained``; shares from 0 to 1, NaN where there is
-        none.
+        ``architecture, optimizer, accuracy, low, high, n, published, pretrained``; shares from 0 to 1,
+        NaN where there is none.
     """
     rows = []
     for c in metrics["configurations"]:
