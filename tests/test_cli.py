@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,27 @@ def test_simulated_images_are_said_to_be_simulated(tiny_weights: Path, tmp_path:
     for row in rows:
         side.setdefault(row["group"], set()).add(row["subset"])
     assert all(len(s) == 1 for s in side.values())
+
+
+def test_a_stopped_training_from_scratch_goes_on(tmp_path: Path) -> None:
+    """Weights drawn anew in the second call would make another network of it."""
+    data = write_busi(tmp_path / "d")
+    command = [
+        *("study", "run", "--recipe", "quick", "--data", str(data), "--weights", "none", "--out", str(tmp_path / "o")),
+        *("--set", "training.epochs=40", "--set", "preprocess.size=32", "--set", "model.architectures=[test_resnet]"),
+    ]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "sonobreast.cli", *command], stderr=subprocess.PIPE, text=True)
+    runs = tmp_path / "o" / "runs"
+    while not any(runs.glob("test_resnet*/metrics.json")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    finished = {p: p.stat().st_mtime_ns for p in runs.glob("*/metrics.json")}
+    assert 1 <= len(finished) < 3
+    assert call(*command) == 0
+    assert len(read_table(tmp_path / "o" / "results.csv")) == 3
+    assert all(p.stat().st_mtime_ns == t for p, t in finished.items())

@@ -381,8 +381,10 @@ def _call(arguments: list[str], debug: bool) -> int:
     from sonobreast.errors import SonobreastError
 
     try:
-        code = app(args=arguments, prog_name="sonobreast", standalone_mode=False)
-        return int(code or 0)
+        code = int(app(args=arguments, prog_name="sonobreast", standalone_mode=False) or 0)
+        if code == 130:  # Typer turns Ctrl-C into this status
+            raise KeyboardInterrupt
+        return code
     except SonobreastError as error:
         if debug:
             raise

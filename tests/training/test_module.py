@@ -13,7 +13,7 @@ from tests.fake import make_images, tiny_recipe
 from sonobreast.errors import Diverged
 from sonobreast.models.zoo import Backbone, load_backbone, tensors_of_last_stages
 from sonobreast.training.frozen import Fitted, Images
-from sonobreast.training.module import FineTuning, fit_network
+from sonobreast.training.module import FineTuning, _own_copy, fit_network
 
 TRAIN, VALIDATION = np.arange(12), np.arange(12, 18)
 TUNE = {"model.backbone": "finetune", "augment": {}, "training.early_stopping": None, "head.dropout": 0.0}
@@ -165,3 +165,11 @@ def test_nothing_is_left_in_the_working_folder(
     monkeypatch.chdir(tmp_path)
     tune(backbone, images, training__epochs=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_drawn_afresh_follows_the_seed() -> None:
+    """Two calls give the same network; two seeds give two."""
+    first, second = load_backbone("test_resnet", "none"), load_backbone("test_resnet", "none")
+    assert first.sha256() == second.sha256()
+    assert _own_copy(first, 3).sha256() == _own_copy(second, 3).sha256()
+    assert _own_copy(first, 3).sha256() != _own_copy(first, 4).sha256()

@@ -177,7 +177,7 @@ def load_backbone(
     if weights == "hub":
         network, state, card = _from_hub(name)
     else:
-        network = timm.create_model(name, num_classes=0)
+        network = fresh_network(name, seed=0)
         state, card = ({}, _plain_card(network)) if weights == "none" else _from_folder(name, network, Path(weights))
     network.eval()
     missing = _load(network, state, name, card["file"])
@@ -211,6 +211,14 @@ def load_backbone(
                 remedy=f"use its own size with --set preprocess.size={card['size']}",
             ) from error
     return backbone
+
+
+def fresh_network(timm_name: str, seed: int) -> nn.Module:
+    """A timm network without classifier, its weights drawn from a seed; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = timm.create_model(timm_name, num_classes=0)
+    return network
 
 
 def restore_backbone(backbone: Backbone, state: Mapping[str, Tensor], file: Path) -> None:

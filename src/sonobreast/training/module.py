@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from sonobreast.config import Recipe
 from sonobreast.models.heads import build_head
-from sonobreast.models.zoo import Backbone, tensors_of_last_stages
+from sonobreast.models.zoo import Backbone, fresh_network, tensors_of_last_stages
 from sonobreast.training.frozen import (
     Epoch,
     Fitted,
@@ -44,7 +44,8 @@ def trainable_tensors(backbone: Backbone, recipe: Recipe) -> frozenset[str]:
         return frozenset(backbone.coverage.missing)
     if recipe.model.trainable == "all":
         return frozenset(backbone.network.state_dict())
-    return frozenset(tensors_of_last_stages(backbone.network, recipe.model.trainable))
+    # What no file gave is trained wherever it stands: frozen, it would stay noise.
+    return frozenset(tensors_of_last_stages(backbone.network, recipe.model.trainable)) | set(backbone.coverage.missing)
 
 
 class FineTuning(lightning.LightningModule):
@@ -186,7 +187,7 @@ def fit_network(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
         torch.manual_seed(seed)
-        module = FineTuning(copy.deepcopy(backbone), images, train, recipe, optimizer, seed)
+        module = FineTuning(_own_copy(backbone, seed), images, train, recipe, optimizer, seed)
         module.backbone.to(memory_format=torch.channels_last)
         loader: DataLoader[Any] = DataLoader(
             torch.from_numpy(train),  # type: ignore[arg-type]
@@ -210,6 +211,15 @@ def fit_network(
         probability = module.logits(np.arange(len(images.names))).softmax(dim=1).numpy()
     assert judge.watch is not None
     return Fitted(judge.best, tuple(judge.history), judge.watch.best_epoch, probability, time.perf_counter() - started)
+
+
+def _own_copy(backbone: Backbone, seed: int) -> Backbone:
+    """A copy whose tensors without pre-trained values are drawn from the run's own seed."""
+    copied = copy.deepcopy(backbone)
+    if backbone.coverage.missing:
+        drawn = fresh_network(backbone.timm_name, seed).state_dict()
+        copied.network.load_state_dict({k: drawn[k] for k in backbone.coverage.missing}, strict=False)
+    return copied
 
 
 def _run(trainer: Any, module: FineTuning, loader: DataLoader[Any]) -> None:
