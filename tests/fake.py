@@ -32,7 +32,9 @@ def speckle(
     radius = np.hypot((y - middle[0]) / (0.28 * height), (x - middle[1]) / (0.25 * width))
     angle = np.arctan2(y - middle[0], x - middle[1])
     if label == "malignant":
-        lesion = radius < 1.0 + 0.4 * np.sin(7.0 * angle)
+        # Spikes of their own for each: the same star in every picture would make them near-duplicates.
+        spikes = sum(rng.uniform(0.1, 0.3) * np.sin(k * angle + rng.uniform(0.0, 6.3)) for k in (3, 5, 7, 9))
+        lesion = radius < 1.0 + spikes
         picture[lesion] += 130.0
     elif label == "normal":
         lesion = np.zeros((height, width), bool)

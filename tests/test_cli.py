@@ -248,7 +248,7 @@ def test_a_stopped_training_from_scratch_goes_on(tmp_path: Path) -> None:
     for _ in range(3):  # Python drops one that arrives inside a finaliser; a person presses again
         process.send_signal(signal.SIGINT)
         try:
-            said = process.communicate(timeout=6)[1]
+            said = process.communicate(timeout=25)[1]
             break
         except subprocess.TimeoutExpired:
             continue

@@ -12,6 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from sonobreast.config import Recipe
+    from sonobreast.data.audit import Audit
+    from sonobreast.data.cohort import Sources
     from sonobreast.data.manifest import Manifest
 
 app = typer.Typer(
@@ -34,6 +36,16 @@ Overrides = Annotated[
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder or CSV of the data set.")]
 Weights = Annotated[str, typer.Option("--weights", help="Pre-trained weights: hub, none, or a folder.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that cannot be used.")]
+Exclude = Annotated[
+    Path | None, typer.Option("--exclude", metavar="CSV", help="Images to leave out, with reasons (image,reason).")
+]
+Groups = Annotated[
+    Path | None,
+    typer.Option("--groups", metavar="CSV", help="Which images belong together (image,group), instead of a search."),
+]
+OwnSplit = Annotated[
+    Path | None, typer.Option("--split", metavar="CSV", help="A division of your own (image,subset[,repeat,fold]).")
+]
 NoImages = Annotated[bool, typer.Option("--no-images", help="Leave images of the data set out of figures and report.")]
 
 
@@ -136,6 +148,55 @@ def _print_problems(manifest: Manifest) -> None:
         console.print(f"  what to do: {escape(problems[0].remedy)}", highlight=False)
 
 
+@data_app.command("audit")
+def data_audit(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, or a CSV with image,label.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for audit.html, audit.json, groups.csv, exclusions.csv.")],
+    strict: Strict = False,
+    no_images: NoImages = False,
+    card: Annotated[
+        Path | None, typer.Option(help="Write the known defects of a public data set, for the catalogue, too.")
+    ] = None,
+) -> None:
+    """Find copies, wrong labels and masks, overlays and short-cuts in a data set."""
+    from sonobreast.data import audit as audits
+    from sonobreast.data.audit_page import write_page
+    from sonobreast.data.card import compare_with_card, write_card
+
+    with _progress() as (stage, advance, _):
+        result = audits.audit(source, strict=strict, progress=_staged(stage, advance))
+        stage("writing the page", 0)
+        audits.write(out, result)
+        write_page(out / "audit.html", result, images=not no_images)
+    _print_audit(result, out)
+    if card is not None:
+        write_card(card, result)
+    for line in compare_with_card(result):
+        _console().print(line, highlight=False, soft_wrap=True)
+
+
+def _print_audit(result: Audit, out: Path) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = _console()
+    table = Table(title=f"{len(result.manifest.cases)} images, {result.seconds:.0f} s", title_justify="left")
+    for name in ("result", "check", "what was found"):
+        table.add_column(name)
+    styles = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+    for f in result.findings:
+        shown = f.severity if f.status == "found" else f.status
+        style = styles[f.severity] if f.status == "found" else "dim"
+        table.add_row(shown, f.code, escape(f.what), style=style)
+    console.print(table)
+    n = sum(r.exclude == "yes" for r in result.exclusions)
+    images = sum(len(g) for g in result.grouped.values())
+    console.print(
+        f"{len(result.grouped)} groups of two or more hold {images} images; {n} images suggested for exclusion."
+    )
+    console.print(f"wrote {out / 'audit.html'}", highlight=False, soft_wrap=True)
+
+
 @data_app.command("download")
 def data_download(
     name: Annotated[str, typer.Argument(help="Name in the catalogue, for example busi.")],
@@ -186,13 +247,18 @@ def study_run(
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a YAML file.")] = "aulia2026",
     weights: Weights = "hub",
     overrides: Overrides = None,
+    exclude: Exclude = None,
+    groups: Groups = None,
+    split: OwnSplit = None,
     strict: Strict = False,
     no_images: NoImages = False,
 ) -> None:
     """Run architectures x optimizers (x folds x seeds) and write tables, figures and report.html."""
     from sonobreast.config import load_recipe
+    from sonobreast.data.cohort import Sources
 
-    _run(load_recipe(recipe, overrides or ()), data, weights, out, strict=strict, images=not no_images)
+    sources = Sources(data, groups, exclude, split, strict)
+    _run(load_recipe(recipe, overrides or ()), sources, weights, out, images=not no_images)
 
 
 @study_app.command("report")
@@ -232,18 +298,22 @@ def train(
     recipe: Annotated[str, typer.Option(help="Recipe that gives all other settings.")] = "aulia2026",
     weights: Weights = "hub",
     overrides: Overrides = None,
+    exclude: Exclude = None,
+    groups: Groups = None,
+    split: OwnSplit = None,
     strict: Strict = False,
     no_images: NoImages = False,
 ) -> None:
     """Train one configuration: a study of a single architecture and optimizer."""
     from sonobreast.config import load_recipe
+    from sonobreast.data.cohort import Sources
 
     single = [f"model.architectures=[{architecture}]", f"training.optimizers=[{optimizer}]"]
     settings = load_recipe(recipe, [*(overrides or ()), *single])
-    _run(settings, data, weights, out, strict=strict, images=not no_images)
+    _run(settings, Sources(data, groups, exclude, split, strict), weights, out, images=not no_images)
 
 
-def _run(recipe: Recipe, data: Path, weights: str, out: Path, *, strict: bool, images: bool) -> None:
+def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: bool) -> None:
     with _progress() as (stage, advance, say):
         say("starting PyTorch")
         import logging
@@ -273,7 +343,7 @@ def _run(recipe: Recipe, data: Path, weights: str, out: Path, *, strict: bool, i
             def say(self, text: str) -> None:
                 say(text)
 
-        outcome = run_study(recipe, data, weights, out, strict=strict, images=images, reporter=Screen())
+        outcome = run_study(recipe, sources, weights, out, images=images, reporter=Screen())
         report = write_report(out, images=images) if outcome.finished else None
     console = _console()
     if outcome.reused:
@@ -318,6 +388,21 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console()
+
+
+def _staged(stage: Callable[[str, int], None], advance: Callable[..., None]) -> Callable[[str, int, int], None]:
+    """A progress function for work that names its stages: (stage, done, of how many)."""
+    current, seen = "", 0
+
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal current, seen
+        if name != current:
+            stage(name, total)
+            current, seen = name, 0
+        advance(done - seen)
+        seen = done
+
+    return progress
 
 
 class _progress:

@@ -216,7 +216,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
             writer.writerow({**row, "schema_version": SCHEMA_VERSION})
 
 
-def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+def read_table(path: Path, columns: Sequence[str] = (), *, versioned: bool = True) -> list[dict[str, str]]:
     """Read a CSV stage file as text.
 
     Parameters
@@ -224,6 +224,8 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     path : Path
     columns : sequence of str
         Columns that must be there.
+    versioned : bool
+        False also takes a table without ``schema_version``, as a person writes it by hand.
 
     Raises
     ------
@@ -239,13 +241,20 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
         raise SonobreastError("a file is missing", file=path, remedy="run the stage that writes it") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SonobreastError(f"not a readable CSV file ({error})", file=path, remedy="write it anew") from error
-    missing = [c for c in (*columns, "schema_version") if c not in header]
+    missing = [c for c in (*columns, *(["schema_version"] if versioned else [])) if c not in header]
     if missing:
         raise SonobreastError(
             f"column {', '.join(missing)} is missing; there are {', '.join(header) or 'none'}",
             file=path,
-            remedy="write the file anew with this version of sonobreast",
+            remedy="write the file anew with this version of sonobreast" if versioned else "name the columns so",
         )
-    if rows:
+    if any(None in r or None in r.values() for r in rows):
+        number = next(i for i, r in enumerate(rows, start=2) if None in r or None in r.values())
+        raise SonobreastError(
+            f"line {number} has more or fewer cells than the header",
+            file=path,
+            remedy="check quotes and separators of that line",
+        )
+    if rows and "schema_version" in header and (versioned or rows[0]["schema_version"]):
         check_version(rows[0]["schema_version"], path)
     return rows

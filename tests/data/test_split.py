@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from tests.fake import fake_cases
 from sonobreast.config import Data, Split, load_recipe
 from sonobreast.data import split as splits
 from sonobreast.data.manifest import Manifest
-from sonobreast.data.split import divide, draw
+from sonobreast.data.split import adopt, divide, draw, write
 from sonobreast.errors import SonobreastError
-from sonobreast.records import Assignment, Case
+from sonobreast.records import SUBSETS, Assignment, Case
 
 # Table 2 of Aulia 2026.
 TABLE_2 = {
@@ -257,3 +258,82 @@ def test_damaged_split_csv(tmp_path: Path, old: str, new: str) -> None:
         splits.read(file)
     assert caught.value.file == str(file)
     assert caught.value.remedy
+
+
+# A division of one's own
+
+
+def own_split(path: Path, rows: Sequence[tuple[str, ...]], header: tuple[str, ...] = ("image", "subset")) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return path
+
+
+def three_of_each(group: Callable[[str, int], str] | None = None) -> list[Case]:
+    return fake_cases({"benign": 3, "malignant": 3}, group)
+
+
+def good(cases: Sequence[Case]) -> list[tuple[str, str]]:
+    return [(c.image, SUBSETS[i % 3]) for i, c in enumerate(cases)]
+
+
+def test_own_division_is_taken_as_it_is(tmp_path: Path) -> None:
+    cases = three_of_each()
+    used, rows = adopt(
+        own_split(tmp_path / "s.csv", good(cases)), [*cases, *fake_cases({"normal": 2})], grouping="group"
+    )
+    assert [c.image for c in used] == [c.image for c in cases], "images that the table does not name are not used"
+    assert {(r.image, r.subset) for r in rows} == set(good(cases))
+    write(tmp_path / "split.csv", rows)
+    assert adopt(tmp_path / "split.csv", cases, grouping="group")[1] == rows, "our own split.csv is one"
+
+
+def test_own_folds(tmp_path: Path) -> None:
+    cases = three_of_each()
+    table = [(c.image, SUBSETS[(i + fold) % 3], str(fold)) for fold in range(3) for i, c in enumerate(cases)]
+    _, rows = adopt(own_split(tmp_path / "s.csv", table, ("image", "subset", "fold")), cases, grouping="group")
+    assert {r.fold for r in rows} == {0, 1, 2}
+    assert len(rows) == 18
+
+
+@pytest.mark.parametrize("grouping", ["group", "none"])
+def test_a_patient_on_both_sides_is_refused_and_named(tmp_path: Path, grouping: str) -> None:
+    cases = three_of_each()
+    cases[0] = cases[0].model_copy(update={"patient": "P17", "group": "P17"})
+    cases[1] = cases[1].model_copy(update={"patient": "P17", "group": "P17"})
+    with pytest.raises(SonobreastError, match=r"patient 'P17' is on both sides.*benign \(1\).*train.*benign \(2\)"):
+        adopt(own_split(tmp_path / "s.csv", good(cases)), cases, grouping=grouping)
+
+
+def test_a_group_on_both_sides_is_refused_unless_the_recipe_divides_image_by_image(tmp_path: Path) -> None:
+    cases = three_of_each(lambda label, i: f"{label} {i // 2}")
+    file = own_split(tmp_path / "s.csv", good(cases))
+    with pytest.raises(SonobreastError, match="group 'benign 0' is on both sides"):
+        adopt(file, cases, grouping="group")
+    assert adopt(file, cases, grouping="none")[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda rows: [*rows, ("benign/nowhere.png", "train")], r"line 8 .*nowhere"),
+        (lambda rows: [*rows, rows[0]], "again"),
+        (lambda rows: [(rows[0][0], "holdout"), *rows[1:]], "'holdout' is none of train, validation, test"),
+        (lambda rows: [r for r in rows if r[1] != "test"], "test subset has no image of the class 'benign'"),
+        (lambda rows: [], "no rows"),
+    ],
+)
+def test_divisions_that_cannot_be_meant(
+    tmp_path: Path, change: Callable[[list[tuple[str, str]]], list[tuple[str, str]]], what: str
+) -> None:
+    cases = three_of_each()
+    with pytest.raises(SonobreastError, match=what):
+        adopt(own_split(tmp_path / "s.csv", change(good(cases))), cases, grouping="group")
+
+
+def test_a_group_that_no_fold_can_hold_is_refused() -> None:
+    cases = fake_cases({"benign": 30, "malignant": 30}, lambda label, i: f"{label} {max(0, i - 14)}")
+    with pytest.raises(SonobreastError, match=r"group 'benign 0' has 15 of the 60 images, each of 5 folds holds 12"):
+        divide(cases, Split(kind="kfold", folds=5))
+    assert divide(cases, Split(kind="kfold", folds=3))
+    assert divide(cases, Split(kind="kfold", folds=5, grouping="none"))

@@ -20,6 +20,7 @@ from tests.fake import tiny_recipe, write_busi, write_class_folders, write_weigh
 
 from sonobreast.config import Recipe
 from sonobreast.data import manifest as manifests
+from sonobreast.data.cohort import Sources
 from sonobreast.errors import SonobreastError
 from sonobreast.records import read_json, read_table
 from sonobreast.training import study
@@ -504,7 +505,7 @@ def test_damaged_images_are_said_and_the_rest_goes_on(tiny_weights: Path, tmp_pa
     folder = write_busi(tmp_path / "busi")
     (folder / "benign" / "benign (2).png").write_bytes(b"no image")
     with pytest.raises(SonobreastError, match="strict"):
-        run_study(tiny_recipe(GRID), folder, str(tiny_weights), tmp_path / "strict", strict=True)
+        run_study(tiny_recipe(GRID), Sources(folder, strict=True), str(tiny_weights), tmp_path / "strict")
     run_study(tiny_recipe(GRID), folder, str(tiny_weights), tmp_path / "out", reporter=Listening())
     assert any("benign (2).png" in line for line in said)
     assert [r["file"] for r in read_table(tmp_path / "out" / "problems.csv")] == ["benign/benign (2).png"]

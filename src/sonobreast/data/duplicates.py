@@ -335,6 +335,7 @@ def find_pairs(
     proposed = candidates(
         [seen[i].points for i in chosen], sizes, tick=lambda done: tell("matching", round(100 * done), 100)
     )
+    tell("matching", 100, 100)
 
     @lru_cache(maxsize=512)
     def flat(i: int) -> Float:

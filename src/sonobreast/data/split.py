@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,8 @@ def divide(cases: Sequence[Case], settings: Split) -> tuple[Assignment, ...]:
                 remedy="add images, leave the class out with --set data.classes=[...]"
                 + (", or use fewer folds with --set split.folds=N" if settings.kind == "kfold" else ""),
             )
+    if settings.grouping == "group":
+        _refuse_large_group([c.group for c in cases], settings)
     rows: list[Assignment] = []
     repeats = settings.repeats if settings.kind == "kfold" else 1
     for repeat in range(repeats):
@@ -103,6 +105,21 @@ def divide(cases: Sequence[Case], settings: Split) -> tuple[Assignment, ...]:
                 for c, s in zip(cases, subset, strict=True)
             ]
     return tuple(rows)
+
+
+def _refuse_large_group(groups: Sequence[str], settings: Split) -> None:
+    """A group that is larger than a subset can hold would make that subset all of one patient."""
+    name, size = Counter(groups).most_common(1)[0]
+    if settings.kind == "kfold":
+        room, where = len(groups) / settings.folds, f"each of {settings.folds} folds"
+    else:
+        room, where = len(groups) * (1 - settings.validation - settings.test), "the training subset"
+    if size > max(1, room):
+        raise SonobreastError(
+            f"the group {name!r} has {size} of the {len(groups)} images, {where} holds {int(room)}",
+            remedy="look at the group in groups.csv: correct it (--groups FILE), leave images of it out (--exclude "
+            "FILE), or use " + ("fewer folds" if settings.kind == "kfold" else "smaller validation and test subsets"),
+        )
 
 
 def _folds(labels: NDArray[np.str_], groups: NDArray[np.intp], settings: Split, seed: int) -> list[NDArray[np.intp]]:
@@ -168,6 +185,101 @@ def _holdout(
         subset[members[g]] = best
         missing[best] -= content
     return subset
+
+
+def adopt(path: Path, cases: Sequence[Case], *, grouping: str) -> tuple[tuple[Case, ...], tuple[Assignment, ...]]:
+    """Take a person's own division: a table with ``image`` and ``subset``, and ``repeat`` and ``fold`` where several.
+
+    Parameters
+    ----------
+    path : Path
+    cases : sequence of Case
+    grouping : {"group", "none"}
+        With ``none`` copies of one picture may lie on both sides (the report says so); patients never may.
+
+    Returns
+    -------
+    cases : tuple of Case
+        Those that the table names.
+    rows : tuple of Assignment
+
+    Raises
+    ------
+    SonobreastError
+        If an image is unknown or in two subsets of one fold, a patient or group is on both sides, or a subset lacks a
+        class.
+    """
+    case_of = {c.image: c for c in cases}
+    folds: dict[tuple[int, int], dict[str, Assignment]] = defaultdict(dict)
+    for number, row in enumerate(read_table(path, ("image", "subset"), versioned=False), start=2):
+        name, subset = row["image"].strip(), row["subset"].strip().lower()
+        if name not in case_of:
+            raise SonobreastError(
+                f"line {number} names an image that is not in the data: {name!r}; {nearest(name, sorted(case_of))}",
+                file=path,
+                remedy="give the division of these data, or remove the line",
+            )
+        subset = {"val": "validation", "valid": "validation", "training": "train"}.get(subset, subset)
+        if subset not in SUBSETS:
+            raise SonobreastError(
+                f"line {number}: the subset {subset!r} is none of {', '.join(SUBSETS)}", file=path, remedy="correct it"
+            )
+        try:
+            key = int(row.get("repeat") or 0), int(row.get("fold") or 0)
+        except ValueError as error:
+            raise SonobreastError(f"line {number}: repeat and fold are whole numbers", file=path) from error
+        if name in folds[key]:
+            raise SonobreastError(
+                f"line {number} names {name!r} again in repeat {key[0]}, fold {key[1]}",
+                file=path,
+                remedy="an image is in one subset of a fold",
+            )
+        case = case_of[name]
+        folds[key][name] = Assignment.model_validate(
+            {
+                "repeat": key[0],
+                "fold": key[1],
+                "subset": subset,
+                "image": name,
+                "group": case.group,
+                "label": case.label,
+            }
+        )
+    if not folds:
+        raise SonobreastError("the table has no rows", file=path, remedy="list one image on each line")
+    for key, rows in folds.items():
+        _check_own(path, key, list(rows.values()), case_of, grouping)
+    used = {name for rows in folds.values() for name in rows}
+    ordered = tuple(folds[key][name] for key in sorted(folds) for name in sorted(folds[key]))
+    return tuple(c for c in cases if c.image in used), ordered
+
+
+def _check_own(
+    path: Path, key: tuple[int, int], rows: Sequence[Assignment], case_of: Mapping[str, Case], grouping: str
+) -> None:
+    where = f"in repeat {key[0]}, fold {key[1]}" if key != (0, 0) else "in this division"
+    for what in ("patient", "group") if grouping == "group" else ("patient",):
+        first: dict[str, Assignment] = {}
+        for row in rows:
+            name = getattr(case_of[row.image], what)
+            other = first.setdefault(name, row) if name else row
+            if other.subset != row.subset:
+                raise SonobreastError(
+                    f"the {what} {name!r} is on both sides {where}: {other.image} is in {other.subset}, {row.image} in "
+                    f"{row.subset}",
+                    file=path,
+                    remedy=f"put all images of a {what} in one subset"
+                    + (", or correct the group with --groups FILE" if what == "group" else ""),
+                )
+    labels = {r.label for r in rows}
+    for subset in SUBSETS:
+        for label in sorted(labels):
+            if not any(r.subset == subset and r.label == label for r in rows):
+                raise SonobreastError(
+                    f"the {subset} subset has no image of the class {label!r} {where}",
+                    file=path,
+                    remedy="every subset needs every class: move some images, or leave the class out of the table",
+                )
 
 
 def _check(subset: NDArray[np.intp], labels: NDArray[np.str_], groups: NDArray[np.intp]) -> None:

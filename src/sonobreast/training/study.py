@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from sonobreast.config import Recipe, dump_yaml
+from sonobreast.data import exclusions, groups
 from sonobreast.data import manifest as manifests
 from sonobreast.data import split as splits
+from sonobreast.data.cohort import Cohort, Sources, divide, gather
 from sonobreast.data.dataset import decode_all
 from sonobreast.data.manifest import Manifest
 from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.evaluation.looks import record as record_looks
+from sonobreast.evaluation.looks import test_set_of
 from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
 from sonobreast.evaluation.summary import RESULT_COLUMNS, read_predictions, result_row, study_metrics
 from sonobreast.models.zoo import Backbone, load_backbone, timm_name
@@ -79,11 +84,10 @@ def plan(recipe: Recipe, rows: Sequence[Assignment]) -> list[Run]:
 
 def run_study(
     recipe: Recipe,
-    data: Path,
+    data: Path | Sources,
     weights: str,
     out: Path,
     *,
-    strict: bool = False,
     images: bool = True,
     reporter: Reporter | None = None,
 ) -> Outcome:
@@ -92,14 +96,12 @@ def run_study(
     Parameters
     ----------
     recipe : Recipe
-    data : Path
-        See `sonobreast.data.folders.read_layout`.
+    data : Path or Sources
+        The data set alone, or with groups, exclusions and a division of one's own.
     weights : str
         See `sonobreast.models.zoo.load_backbone`.
     out : Path
         Folder of the study; one that holds the same study is continued.
-    strict : bool
-        Stop at the first file that cannot be used.
     images : bool
         Draw figures that show images of the data set.
     reporter : Reporter or None
@@ -122,14 +124,15 @@ def run_study(
         )
     with _alone(out):
         reporter.stage("reading images", 0)
-        manifest = manifests.build(data, strict=strict, progress=_steps(reporter, "reading images"))
+        sources = data if isinstance(data, Sources) else Sources(data)
+        cohort = gather(sources, known=_known_groups(out), progress=stages(reporter))
+        manifest = cohort.manifest
         for problem in manifest.problems[:10]:
             reporter.say(f"{problem.severity}: {problem.file}: {problem.what}")
         if len(manifest.problems) > 10:
             reporter.say(f"... {len(manifest.problems) - 10} more in {out / 'problems.csv'}")
-        cases = splits.draw(manifest.cases, recipe.data)
-        rows = splits.divide(cases, recipe.split)
-        _claim(out, recipe, weights, manifest, rows)
+        cases, rows = divide(cohort, sources, recipe)
+        _claim(out, recipe, weights, cohort, rows, own_split=sources.split is not None)
         runs = plan(recipe, rows)
         known = [r for r in runs if is_finished(out / "runs" / r.id)]
         failed: dict[str, str] = {}
@@ -145,9 +148,51 @@ def run_study(
                         architecture, todo, decoded, rows, recipe, weights, out, manifest, runs, reporter
                     )
         finished = collect(out, runs)
+        _count_looks(out, runs, rows, manifest)
         write_json(out / "failed.json", {"runs": failed})
         shutil.rmtree(out / "cache", ignore_errors=True)
     return Outcome(finished, len(known), failed)
+
+
+def stages(reporter: Reporter) -> Callable[[str, int, int], None]:
+    """A progress function for work that names its stages: (stage, done, of how many)."""
+    current, seen = "", 0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal current, seen
+        if stage != current:
+            reporter.stage(stage, total)
+            current, seen = stage, 0
+        reporter.advance(done - seen)
+        seen = done
+
+    return progress
+
+
+def _known_groups(out: Path) -> tuple[Path, str] | None:
+    """The groups that an earlier call found, with the fingerprint of the data then."""
+    try:
+        config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+        return out / "groups.csv", str(config["data_fingerprint"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
+        return None
+
+
+def _count_looks(out: Path, runs: Sequence[Run], rows: Sequence[Assignment], manifest: Manifest) -> None:
+    """Write ``looks.json``: how often the test set of each fold was looked at, here and in other studies."""
+    content = {c.image: c.sha256 for c in manifest.cases}
+    tested: dict[tuple[int, int], list[str]] = {}
+    for row in rows:
+        if row.subset == "test":
+            tested.setdefault((row.repeat, row.fold), []).append(content[row.image])
+    name_of = {key: test_set_of(digests) for key, digests in tested.items()}
+    scored_on: dict[str, list[str]] = {}
+    for run in runs:
+        if is_finished(out / "runs" / run.id):
+            scored_on.setdefault(name_of[run.repeat, run.fold], []).append(run.id)
+    study = hashlib.sha256((out / "config.yaml").read_bytes()).hexdigest()[:16]
+    looks = record_looks(study, scored_on, {name_of[key]: len(d) for key, d in tested.items()})
+    write_json(out / "looks.json", {"test_sets": [row.model_dump() for row in looks]})
 
 
 def _steps(reporter: Reporter, title: str) -> manifests.Progress:
@@ -279,8 +324,11 @@ def _alone(out: Path) -> Iterator[None]:
         raise disk_error(error, out) from error
 
 
-def _claim(out: Path, recipe: Recipe, weights: str, manifest: Manifest, rows: Sequence[Assignment]) -> None:
+def _claim(
+    out: Path, recipe: Recipe, weights: str, cohort: Cohort, rows: Sequence[Assignment], *, own_split: bool
+) -> None:
     """Write what the study is, or check that the folder holds this very study."""
+    manifest = cohort.manifest
     config = {
         "schema_version": 1,
         "recipe": recipe.model_dump(mode="json"),
@@ -289,6 +337,8 @@ def _claim(out: Path, recipe: Recipe, weights: str, manifest: Manifest, rows: Se
         "layout": manifest.layout,
         "source": "+".join(sorted({c.source for c in manifest.cases})),
         "counts": manifest.counts,
+        **({"left_out": len(cohort.left_out)} if cohort.left_out else {}),
+        **({"own_split": True} if own_split else {}),
     }
     file = out / "config.yaml"
     if file.exists():
@@ -308,6 +358,9 @@ def _claim(out: Path, recipe: Recipe, weights: str, manifest: Manifest, rows: Se
     with atomic(file) as stream:  # first: after a kill, the folder is known as ours
         stream.write(dump_yaml(config))
     manifests.write(out / "manifest.csv", manifest)
+    groups.write(out / "groups.csv", cohort.members)
+    if cohort.left_out:
+        exclusions.write(out / "exclusions.csv", cohort.left_out)
     splits.write(out / "split.csv", rows)
     write_json(out / "environment.json", {**record(), "data_fingerprint": manifest.fingerprint})
     for path in [p for p in out.rglob(".*.partial") if p.is_file()]:
