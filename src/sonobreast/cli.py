@@ -179,12 +179,14 @@ def _print_audit(result: Audit, out: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from sonobreast.data.findings import by_gravity
+
     console = _console()
     table = Table(title=f"{len(result.manifest.cases)} images, {result.seconds:.0f} s", title_justify="left")
     for name in ("result", "check", "what was found"):
         table.add_column(name)
     styles = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-    for f in result.findings:
+    for f in by_gravity(result.findings):
         shown = f.severity if f.status == "found" else f.status
         style = styles[f.severity] if f.status == "found" else "dim"
         table.add_row(shown, f.code, escape(f.what), style=style)

@@ -16,12 +16,14 @@ import numpy as np
 
 from sonobreast.data import groups, manifest
 from sonobreast.data.duplicates import Pair
+from sonobreast.data.duplicates import groups as connect
 from sonobreast.data.exclusions import Exclusion
 from sonobreast.data.exclusions import write as write_exclusions
 from sonobreast.data.findings import Finding, finding
 from sonobreast.data.groups import Member
 from sonobreast.data.manifest import Manifest
-from sonobreast.data.marks import Border, Marks, border, look
+from sonobreast.data.margins import Border
+from sonobreast.data.marks import Marks, border, look
 from sonobreast.data.preprocess import decode, decode_mask, quiet
 from sonobreast.data.shortcut_check import check_shortcut
 from sonobreast.records import Case, write_json, write_table
@@ -151,6 +153,10 @@ def _grouped(data: Manifest) -> dict[str, list[Case]]:
     return dict(sorted(((k, v) for k, v in inside.items() if len(v) > 1), key=lambda kv: (-len(kv[1]), kv[0])))
 
 
+def _count(n: int, noun: str) -> str:
+    return "none" if n == 0 else f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def _problems(data: Manifest) -> Iterator[Finding]:
     masks = any(c.masks for c in data.cases)
     for code in ("unreadable-image", "mask-as-image", "mask-unreadable", "mask-size", "mask-missing"):
@@ -158,7 +164,7 @@ def _problems(data: Manifest) -> Iterator[Finding]:
         if code in ("mask-unreadable", "mask-size", "mask-missing") and not masks and not files:
             yield finding(code, "the data set has no masks", status="not applicable")
         else:
-            yield finding(code, f"{len(files)} file(s)", files=files)
+            yield finding(code, _count(len(files), "file"), files=files)
 
 
 def _copies(data: Manifest, pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -168,7 +174,7 @@ def _copies(data: Manifest, pairs: Sequence[Pair]) -> Iterator[Finding]:
         images = {i for p in mine for i in (p.a, p.b)}
         yield finding(
             code,
-            f"{len(mine)} pair(s), {len(images)} images",
+            f"{_count(len(mine), 'pair')}, {_count(len(images), 'image')}" if mine else "none",
             files=tuple((cases[p.a].image, cases[p.b].image) for p in mine),
             figures={"pairs": float(len(mine)), "images": float(len(images))},
         )
@@ -178,7 +184,7 @@ def _copies(data: Manifest, pairs: Sequence[Pair]) -> Iterator[Finding]:
     }
     yield finding(
         "label-conflict",
-        f"{len(conflicts)} group(s) of copies with more than one label",
+        f"{_count(len(conflicts), 'group')} of copies with more than one label",
         files=tuple(tuple(c.image for c in v) for v in conflicts.values()),
     )
     if any(c.patient for c in cases):
@@ -186,14 +192,14 @@ def _copies(data: Manifest, pairs: Sequence[Pair]) -> Iterator[Finding]:
         strangers = tuple(
             (cases[p.a].image, cases[p.b].image) for p in known if cases[p.a].patient != cases[p.b].patient
         )
-        yield finding("copy-across-patients", f"{len(strangers)} pair(s)", files=strangers)
+        yield finding("copy-across-patients", _count(len(strangers), "pair"), files=strangers)
     else:
         yield finding("copy-across-patients", "no patients are known", status="not applicable")
     large = {k: v for k, v in grouped.items() if len(v) > LARGE}
     largest = max((len(v) for v in grouped.values()), default=1)
     yield finding(
         "large-group",
-        f"{len(large)} group(s); the largest of all has {largest} images",
+        f"{_count(len(large), 'group')}; the largest of all has {_count(largest, 'image')}",
         files=tuple(tuple(c.image for c in v) for v in large.values()),
         figures={"largest": float(largest)},
     )
@@ -207,17 +213,12 @@ def _copies(data: Manifest, pairs: Sequence[Pair]) -> Iterator[Finding]:
 
 
 def _linked_by_copies(group: Sequence[Case], cases: Sequence[Case], pairs: Sequence[Pair]) -> bool:
-    """Whether two images of the group with different labels are connected by copies, not by the patient alone."""
-    inside = {c.image for c in group}
-    links = [p for p in pairs if cases[p.a].image in inside and cases[p.b].image in inside]
-    if not links:
-        return False
+    """Whether copies connect two images of the group with different labels; one patient alone may well have both."""
     place = {c.image: i for i, c in enumerate(group)}
-    from sonobreast.data.duplicates import groups as connect
-
-    renamed = [Pair(*sorted((place[cases[p.a].image], place[cases[p.b].image])), p.kind) for p in links]
-    code = connect(len(group), renamed)
-    return any(len({group[i].label for i in np.flatnonzero(code == g)}) > 1 for g in set(code.tolist()))
+    links = [(cases[p.a].image, cases[p.b].image) for p in pairs]
+    inside = [Pair(place[a], place[b], "near-duplicate") for a, b in links if a in place and b in place]
+    code = connect(len(group), inside)
+    return any(len({c.label for c, g in zip(group, code, strict=True) if g == one}) > 1 for one in set(code.tolist()))
 
 
 def _masks(data: Manifest, tell: Callable[[str, int, int], None]) -> Iterator[Finding]:
@@ -237,17 +238,18 @@ def _masks(data: Manifest, tell: Callable[[str, int, int], None]) -> Iterator[Fi
     with_masks = [c for c in data.cases if c.masks]
     normal = [c for c in with_masks if c.label == "normal"]
     empty = tuple((c.image, *c.masks) for c in with_masks if c.label != "normal" and not lesion[c.image])
-    yield finding("mask-empty", f"{len(empty)} image(s)", files=empty)
+    yield finding("mask-empty", _count(len(empty), "image"), files=empty)
     if normal:
         full = tuple((c.image, *c.masks) for c in normal if lesion[c.image])
-        yield finding("mask-not-empty-normal", f"{len(full)} image(s)", files=full)
+        yield finding("mask-not-empty-normal", _count(len(full), "image"), files=full)
     else:
         yield finding("mask-not-empty-normal", "no image of the class normal has a mask", status="not applicable")
     shared = [found for found in same.values() if len({c.image for c, _ in found}) > 1]
     strangers = sum(len({c.group for c, _ in found}) > 1 for found in shared)
     yield finding(
         "mask-shared",
-        f"{len(shared)} mask(s); {strangers} of them for images that are not copies of each other",
+        f"{_count(len(shared), 'mask')}"
+        + (f"; {strangers} of them for images that are not copies of each other" if shared else ""),
         files=tuple(tuple(name for _, name in found) for found in shared),
         figures={"not_copies": float(strangers)},
     )
@@ -274,7 +276,7 @@ def _overlays(data: Manifest, properties: Sequence[Properties]) -> Iterator[Find
         shares = ", ".join(f"{by_class[k]} of {n} {k}" for k, n in data.counts.items())
         yield finding(
             code,
-            f"{len(mine)} image(s)" + (f" ({shares})" if mine else ""),
+            _count(len(mine), "image") + (f" ({shares})" if mine else ""),
             files=tuple((c.image,) for c in mine),
             figures={"images": float(len(mine)), **{k: float(by_class[k]) for k in data.counts}},
         )
@@ -319,8 +321,6 @@ def suggest(data: Manifest, pairs: Sequence[Pair], properties: Sequence[Properti
     order. Where copies carry different labels none stays. Other frames of one view are kept: they are no copies. What
     may show the axilla is listed with ``no``, because it is a hint.
     """
-    from sonobreast.data.duplicates import groups as connect
-
     cases = data.cases
     code = connect(len(cases), [p for p in pairs if p.kind != "same-view"])
     inside: dict[int, list[int]] = defaultdict(list)

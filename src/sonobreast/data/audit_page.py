@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from sonobreast import __version__
 from sonobreast.data.audit import Audit
-from sonobreast.data.findings import Finding
+from sonobreast.data.findings import Finding, by_gravity
 from sonobreast.data.preprocess import decode, quiet
 from sonobreast.records import atomic
 
@@ -69,7 +68,7 @@ def write_page(path: Path, result: Audit, *, images: bool = True) -> None:
             counts=result.manifest.counts,
             images=images,
             picture=picture,
-            findings=[_shown(f) for f in result.findings],
+            findings=[_shown(f) for f in by_gravity(result.findings)],
             groups=_groups(result),
             more_groups=max(0, len(result.grouped) - GROUPS),
             in_groups=sum(len(v) for v in result.grouped.values()),
@@ -92,7 +91,7 @@ def _shown(finding: Finding) -> dict[str, Any]:
 def _groups(result: Audit) -> list[dict[str, Any]]:
     reason = {m.image: m.reason for m in result.members}
     conflicts = {f[0] for found in result.findings if found.code == "label-conflict" for f in found.files}
-    shown = []
+    shown: list[dict[str, Any]] = []
     for name, cases in result.grouped.items():
         ordered = sorted(cases, key=lambda c: c.image)
         shown.append(
@@ -105,8 +104,7 @@ def _groups(result: Audit) -> list[dict[str, Any]]:
                         "image": c.image,
                         "label": c.label,
                         "reason": reason[c.image],
-                        "width": c.width,
-                        "height": c.height,
+                        "pixels": f"{c.width}×{c.height} px",
                     }
                     for c in ordered[:IN_A_GROUP]
                 ],
@@ -129,8 +127,3 @@ def _thumbnail(path: Path) -> str:
 def _is_grey(picture: Image.Image) -> bool:
     red, green, blue = picture.split()
     return red.tobytes() == green.tobytes() == blue.tobytes()
-
-
-def summary(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many checks found something, passed, or did not apply."""
-    return {s: sum(f.status == s for f in findings) for s in ("found", "passed", "not applicable")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from sonobreast.records import Row
@@ -197,6 +197,12 @@ class Finding(Row):
     what: str
     files: tuple[tuple[str, ...], ...] = ()
     figures: Mapping[str, float] = {}
+
+
+def by_gravity(findings: Sequence[Finding]) -> list[Finding]:
+    """Errors, warnings, notes, then what passed and what did not apply; within each in the order of the checks."""
+    order = ("error", "warning", "note", "passed", "not applicable")
+    return sorted(findings, key=lambda f: order.index(f.severity if f.status == "found" else f.status))
 
 
 def finding(
