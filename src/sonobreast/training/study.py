@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
 from sonobreast.evaluation.summary import RESULT_COLUMNS, read_predictions, result_row, study_metrics
 from sonobreast.models.zoo import Backbone, load_backbone, timm_name
 from sonobreast.records import Assignment, Run, atomic, check_version, disk_error, read_json, write_json, write_table
-from sonobreast.training.fit import Fold, fit, fold_of, is_finished, read_config, write_run
+from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.frozen import Bank, Images, augmented_views, bank_size, cache_key, compute_bank
 from sonobreast.training.optimizers import check_optimizer
 
@@ -201,38 +201,31 @@ def _run_architecture(
     bank = None
     if recipe.model.backbone == "frozen" and (cut or not backbone.coverage.missing):
         bank = _bank(architecture, backbone, images, rows, recipe, out, reporter)
-    folds: dict[tuple[int, int], Fold] = {}
+    folds = {key: fold_of(rows, images.names, *key) for key in {(r.repeat, r.fold) for r in todo}}
+    pairs = [(r, folds[r.repeat, r.fold]) for r in todo]
+    finished = sum(is_finished(out / "runs" / r.id) for r in runs)
     failed: dict[str, str] = {}
     reporter.stage(f"{architecture}: training", len(todo) * recipe.training.epochs)
-    for run in todo:
-        key = (run.repeat, run.fold)
-        fold = folds.setdefault(key, fold_of(rows, images.names, *key))
-        trained = 0
-
-        def count(epochs: int) -> None:
-            nonlocal trained
-            trained += epochs
-            reporter.advance(epochs)
-
-        try:
-            fitted = fit(backbone, bank, images, fold, recipe, run, count)
-        except Diverged as error:
-            failed[run.id] = error.what
-            reporter.say(f"{run.id}: {error.what}; the other runs go on")
-        else:
-            write_run(
-                out / "runs" / run.id,
-                fitted,
-                backbone,
-                images,
-                fold,
-                recipe,
-                run,
-                backbone_file=backbone_file,
-                data_fingerprint=manifest.fingerprint,
-            )
-        reporter.advance(recipe.training.epochs - trained)  # what early stopping saved
-        reporter.runs(sum(is_finished(out / "runs" / r.id) for r in runs), len(runs))
+    with closing(fit_runs(backbone, bank, images, pairs, recipe, reporter.advance)) as results:
+        for index, result in results:
+            run, fold = pairs[index]
+            if isinstance(result, Diverged):
+                failed[run.id] = result.what
+                reporter.say(f"{run.id}: {result.what}; the other runs go on")
+            else:
+                write_run(
+                    out / "runs" / run.id,
+                    result,
+                    backbone,
+                    images,
+                    fold,
+                    recipe,
+                    run,
+                    backbone_file=backbone_file,
+                    data_fingerprint=manifest.fingerprint,
+                )
+                finished += 1
+            reporter.runs(finished, len(runs))
     return failed
 
 
