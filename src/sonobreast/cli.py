@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sonobreast.data.audit import Audit
     from sonobreast.data.cohort import Sources
     from sonobreast.data.manifest import Manifest
+    from sonobreast.training.study import Reporter
 
 app = typer.Typer(
     name="sonobreast",
@@ -275,6 +276,34 @@ def study_report(
     _console().print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 
+@study_app.command("leakage")
+def study_leakage(
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables, figures and report.html.")],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a YAML file; k-fold, frozen backbone.")] = "leakage",
+    weights: Weights = "hub",
+    overrides: Overrides = None,
+    exclude: Exclude = None,
+    groups: Groups = None,
+    strict: Strict = False,
+) -> None:
+    """Measure what copies in training and test do: random, grouped and curated divisions of the same images."""
+    from sonobreast.config import load_recipe
+    from sonobreast.data.cohort import Sources
+
+    settings, sources = load_recipe(recipe, overrides or ()), Sources(data, groups, exclude, None, strict)
+    with _progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.training.leakage import run_leakage
+
+        report = run_leakage(settings, sources, weights, out, _screen(stage, advance, say))
+    _say_report(report)
+
+
+def _say_report(report: Path) -> None:
+    _console().print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def published(
     table: Annotated[Path | None, typer.Argument(metavar="[CSV]", help="A table of your own to check.")] = None,
@@ -321,38 +350,19 @@ def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: b
         import logging
 
         from sonobreast.evaluation.report import write_report
-        from sonobreast.training.study import Reporter, run_study
+        from sonobreast.training.study import run_study
 
         for name in ("lightning.pytorch", "lightning.fabric"):  # its advice is not about this command
             logging.getLogger(name).setLevel(logging.ERROR)
 
-        class Screen(Reporter):
-            """Shows a study on the terminal."""
-
-            done = 0
-            total = 0
-
-            def stage(self, title: str, total: int) -> None:
-                runs = f"  [{self.done}/{self.total} runs]" if self.total else ""
-                stage(title + runs, total)
-
-            def advance(self, steps: int = 1) -> None:
-                advance(steps)
-
-            def runs(self, done: int, total: int) -> None:
-                self.done, self.total = done, total
-
-            def say(self, text: str) -> None:
-                say(text)
-
-        outcome = run_study(recipe, sources, weights, out, images=images, reporter=Screen())
+        outcome = run_study(recipe, sources, weights, out, images=images, reporter=_screen(stage, advance, say))
         report = write_report(out, images=images) if outcome.finished else None
     console = _console()
     if outcome.reused:
         console.print(f"{outcome.reused} of {outcome.finished} runs were finished before and kept.")
     _print_results(out) if outcome.finished else None
     if report is not None:
-        console.print(f"report: {report}", highlight=False, soft_wrap=True)
+        _say_report(report)
     if outcome.failed:
         from sonobreast.errors import SonobreastError
 
@@ -362,6 +372,31 @@ def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: b
             file=out / "failed.json",
             remedy="change the settings in a new --out (for example a lower training.learning_rate)",
         )
+
+
+def _screen(stage: Callable[[str, int], None], advance: Callable[..., None], say: Callable[[str], None]) -> Reporter:
+    from sonobreast.training.study import Reporter
+
+    class Screen(Reporter):
+        """Shows a study on the terminal."""
+
+        done = 0
+        total = 0
+
+        def stage(self, title: str, total: int) -> None:
+            runs = f"  [{self.done}/{self.total} runs]" if self.total else ""
+            stage(title + runs, total)
+
+        def advance(self, steps: int = 1) -> None:
+            advance(steps)
+
+        def runs(self, done: int, total: int) -> None:
+            self.done, self.total = done, total
+
+        def say(self, text: str) -> None:
+            say(text)
+
+    return Screen()
 
 
 def _print_results(out: Path) -> None:

@@ -18,7 +18,16 @@ from sonobreast.data.preprocess import scale, scaling_constants
 from sonobreast.errors import SonobreastError
 from sonobreast.models.zoo import Backbone, load_backbone
 from sonobreast.records import Run, read_json, read_table
-from sonobreast.training.fit import Fold, fit, fold_of, is_finished, load_run, prediction_rows, read_config, write_run
+from sonobreast.training.fit import (
+    Fold,
+    fit_runs,
+    fold_of,
+    is_finished,
+    load_run,
+    prediction_rows,
+    read_config,
+    write_run,
+)
 from sonobreast.training.frozen import Fitted, Images, compute_bank
 from sonobreast.training.study import _save_backbone
 
@@ -45,7 +54,8 @@ def made(folder: Path, weights: Path, images: Images, changes: dict[str, object]
     cut = recipe.model.backbone == "frozen" and recipe.model.uncovered == "cut"
     backbone: Backbone = load_backbone("test_resnet", str(weights), cut_uncovered=cut, image_size=64)
     bank = compute_bank(backbone, images, recipe) if cut else None
-    fitted = fit(backbone, bank, images, FOLD, recipe, RUN)
+    [(_, fitted)] = fit_runs(backbone, bank, images, [(RUN, FOLD)], recipe)
+    assert isinstance(fitted, Fitted)
     run = folder / "runs" / RUN.id
     name = _save_backbone(backbone, folder)
     write_run(run, fitted, backbone, images, FOLD, recipe, RUN, backbone_file=name, data_fingerprint="f" * 64)

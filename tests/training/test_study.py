@@ -290,7 +290,7 @@ def test_interrupt_leaves_what_is_finished(
     whole: Path, data: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    original, calls = study.fit, [0]
+    original, calls = study.write_run, [0]
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
@@ -298,7 +298,7 @@ def test_interrupt_leaves_what_is_finished(
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(study, "fit", interrupted)
+    monkeypatch.setattr(study, "write_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_study(tiny_recipe(GRID), data, str(tiny_weights), out)
     monkeypatch.undo()

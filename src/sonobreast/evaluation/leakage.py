@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,8 @@ def _configuration(table: pd.DataFrame, resamples: int) -> dict[str, Any]:
     curated = set(parts["curated"]["image"])
     common = {d: repeats_of(part[part["image"].isin(curated)])[:2] for d, part in parts.items()}
     size = parts["grouped"].drop_duplicates("image")["group"].value_counts()
-    copied = set(size.index[size > 1])
 
-    def difference(
-        a: tuple[list[Scored], Any], b: tuple[list[Scored], Any]
-    ) -> dict[str, Any]:
+    def difference(a: tuple[list[Scored], Any], b: tuple[list[Scored], Any]) -> dict[str, Any]:
         found = paired_difference(a[0], b[0], a[1], metrics=metrics, resamples=resamples)
         return {"images": len(a[1]), **{m: _difference(d) for m, d in found.items()}}
 
@@ -94,12 +91,12 @@ def _configuration(table: pd.DataFrame, resamples: int) -> dict[str, Any]:
         },
         "copies": {
             name: {
-                "images": int(parts["grouped"][chosen(parts["grouped"])]["image"].nunique()),
-                **{d: _accuracy(parts[d][chosen(parts[d])], resamples) for d in ("random", "grouped")},
+                "images": int(parts["grouped"].loc[parts["grouped"]["group"].isin(chosen), "image"].nunique()),
+                **{d: _accuracy(parts[d][parts[d]["group"].isin(chosen)], resamples) for d in ("random", "grouped")},
             }
             for name, chosen in (
-                ("with a copy", lambda t: t["group"].isin(copied)),
-                ("without a copy", lambda t: ~t["group"].isin(copied)),
+                ("with a copy", set(size.index[size > 1])),
+                ("without a copy", set(size.index[size == 1])),
             )
         },
     }
@@ -192,9 +189,7 @@ def paragraph(figures: Mapping[str, Any], title: str) -> str:
         words += ": these images do not tell the two divisions apart."
     if "auc_malignant" in gap:
         auc = gap["auc_malignant"]
-        words += (
-            f" In the malignancy AUC it is {auc['estimate']:+.3f} ({auc['low']:+.3f} to {auc['high']:+.3f})."
-        )
+        words += f" In the malignancy AUC it is {auc['estimate']:+.3f} ({auc['low']:+.3f} to {auc['high']:+.3f})."
     with_copy, without = figures["copies"]["with a copy"], figures["copies"]["without a copy"]
     if with_copy["random"] and without["random"]:
         words += (

@@ -146,9 +146,7 @@ def _folds(design: Design) -> list[tuple[int, int]]:
     return sorted({(r.repeat, r.fold) for r in design.rows})
 
 
-def _trained(
-    fitted: Fitted | Diverged, design: Design, run: Run, fold: Fold, images: Images, share: float
-) -> Trained:
+def _trained(fitted: Fitted | Diverged, design: Design, run: Run, fold: Fold, images: Images, share: float) -> Trained:
     own = {"design": design.name, **run.model_dump()}
     if isinstance(fitted, Diverged):
         return Trained(own, [], fitted.what)

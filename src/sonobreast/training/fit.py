@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sonobreast.config import Recipe, dump_yaml, parse_recipe
 from sonobreast.environment import record
-from sonobreast.errors import SonobreastError
+from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.evaluation.summary import figures, scored
 from sonobreast.models.heads import build_head
 from sonobreast.models.zoo import Backbone, Coverage, restore_backbone
@@ -38,7 +38,8 @@ from sonobreast.records import (
     write_json,
     write_table,
 )
-from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, fit_head, starts_standardised
+from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, starts_standardised
+from sonobreast.training.many_heads import Job, fit_heads
 from sonobreast.training.module import fit_network
 
 _RUN_FILES = ("config.yaml", "history.csv", "weights.safetensors", "predictions.csv", "metrics.json")
@@ -68,19 +69,39 @@ def fold_of(rows: Sequence[Assignment], names: Sequence[str], repeat: int, fold:
     return Fold(parts["train"], parts["validation"], parts["test"], tuple(group.get(n, n) for n in names))
 
 
-def fit(
+def fit_runs(
     backbone: Backbone,
     bank: Bank | None,
     images: Images,
-    fold: Fold,
+    runs: Sequence[tuple[Run, Fold]],
     recipe: Recipe,
-    run: Run,
     progress: Progress | None = None,
-) -> Fitted:
-    """Train one run: a head on features (``bank``), or the network itself (no bank); errors as `fit_head`."""
+) -> Generator[tuple[int, Fitted | Diverged], None, None]:
+    """Train the runs of one architecture: heads on features (``bank``), or the network itself (no bank).
+
+    Progress, the order and what comes of each run are those of `fit_heads`.
+    """
     if bank is not None:
-        return fit_head(bank, images, fold.train, fold.validation, recipe, run.optimizer, run.seed, progress)
-    return fit_network(backbone, images, fold.train, fold.validation, recipe, run.optimizer, run.seed, progress)
+        jobs = [Job(fold.train, fold.validation, run.optimizer, run.seed) for run, fold in runs]
+        yield from fit_heads(bank, images, jobs, recipe, progress)
+        return
+    for index, (run, fold) in enumerate(runs):
+        left = recipe.training.epochs
+
+        def count(epochs: int) -> None:
+            nonlocal left
+            left -= epochs
+            if progress is not None:
+                progress(epochs)
+
+        try:
+            result: Fitted | Diverged = fit_network(
+                backbone, images, fold.train, fold.validation, recipe, run.optimizer, run.seed, count
+            )
+        except Diverged as error:
+            result = error
+        count(left)  # what early stopping saved
+        yield index, result
 
 
 def write_run(

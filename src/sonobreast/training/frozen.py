@@ -341,7 +341,10 @@ def fit_head(
                 weight,
                 torch.split(torch.randperm(len(index), generator=order), recipe.training.batch_size),
             )
-            row = _epoch_row(epoch, loss, accuracy, head, bank.clean[held_out], images.label[held_out])
+            head.eval()
+            with torch.inference_mode():
+                logits = head(bank.clean[held_out])
+            row = epoch_row(epoch, loss, accuracy, logits, images.label[held_out])
             history.append(row)
             if progress is not None:
                 progress(1)
@@ -378,10 +381,14 @@ def _train_epoch(
     return loss_sum / len(label), hits / len(label)
 
 
-def _epoch_row(epoch: int, loss: float, accuracy: float, head: nn.Module, features: Tensor, label: Tensor) -> Epoch:
-    head.eval()
-    with torch.inference_mode():
-        logits = head(features)
+def epoch_row(epoch: int, loss: float, accuracy: float, logits: Tensor, label: Tensor) -> Epoch:
+    """The figures of an epoch, from those of training and the logits (n, C) of the validation subset.
+
+    Raises
+    ------
+    Diverged
+        If a loss is not a finite number.
+    """
     row = Epoch(
         epoch=epoch,
         train_loss=loss,

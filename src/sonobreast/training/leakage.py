@@ -20,7 +20,8 @@ from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import leakage
 from sonobreast.records import Assignment, Case, atomic, write_json, write_table
 from sonobreast.training.designs import DESIGN_COLUMNS, HEAD_COLUMNS, Design, train_designs
-from sonobreast.training.study import Reporter, alone, stages
+from sonobreast.training.folder import alone, refuse_foreign
+from sonobreast.training.study import Reporter, stages
 
 
 def run_leakage(recipe: Recipe, sources: Sources, weights: str, out: Path, reporter: Reporter | None = None) -> Path:
@@ -55,15 +56,17 @@ def run_leakage(recipe: Recipe, sources: Sources, weights: str, out: Path, repor
             "the divisions are compared on folds, in which every image is a test image",
             remedy="use a recipe with split.kind: kfold (--set split.kind=kfold), and no --split",
         )
-    with alone(out, kind="leakage"):
+    with alone(out):
+        refuse_foreign(out, "leakage")
+        with atomic(out / "config.yaml") as stream:
+            stream.write(dump_yaml({"schema_version": 1, "kind": "leakage", "recipe": recipe.model_dump(mode="json")}))
         cohort = gather(replace(sources, exclude=None), progress=stages(reporter))
         cases = splits.draw(cohort.manifest.cases, recipe.data)
         listed, origin = _left_out(sources, cohort.manifest, cases)
         out_names = {r.image for r in listed}
-        designs = [
-            Design(name, _rows(name, cases, out_names, recipe)) for name in leakage.DESIGNS
-        ]
-        write_table_of_groups(out, cohort.members, listed)
+        designs = [Design(name, _rows(name, cases, out_names, recipe)) for name in leakage.DESIGNS]
+        groups.write(out / "groups.csv", cohort.members)
+        exclusions.write(out / "exclusions.csv", listed)
         heads, predictions = [], []
         coverage: dict[str, str] = {}
         for trained in train_designs(designs, cohort.manifest, recipe, weights, out / "cache", reporter, coverage):
@@ -82,10 +85,6 @@ def run_leakage(recipe: Recipe, sources: Sources, weights: str, out: Path, repor
         figures = leakage.analyse(table)
         write_json(out / "leakage.json", figures)
         write_json(out / "environment.json", {**record(), "data_fingerprint": cohort.manifest.fingerprint})
-        with atomic(out / "config.yaml") as stream:
-            stream.write(
-                dump_yaml({"schema_version": 1, "kind": "leakage", "recipe": recipe.model_dump(mode="json")})
-            )
         sizes = Counter(c.group for c in cases)
         about = {
             "recipe": recipe.name,
@@ -136,9 +135,3 @@ def _rows(name: str, cases: tuple[Case, ...], left_out: set[str], recipe: Recipe
     chosen = tuple(c for c in cases if name != "curated" or c.image not in left_out)
     grouping = "none" if name == "random" else "group"
     return splits.divide(chosen, recipe.split.model_copy(update={"grouping": grouping}))
-
-
-def write_table_of_groups(out: Path, members: tuple[groups.Member, ...], left_out: list[Exclusion]) -> None:
-    """Keep what the divisions rest on beside them."""
-    groups.write(out / "groups.csv", members)
-    exclusions.write(out / "exclusions.csv", left_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors.torch import save
 
@@ -31,8 +30,9 @@ from sonobreast.evaluation.looks import test_set_of
 from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
 from sonobreast.evaluation.summary import RESULT_COLUMNS, read_predictions, result_row, study_metrics
 from sonobreast.models.zoo import Backbone, load_backbone, timm_name
-from sonobreast.records import Assignment, Run, atomic, check_version, disk_error, read_json, write_json, write_table
-from sonobreast.training.fit import Fold, fit, fold_of, is_finished, read_config, write_run
+from sonobreast.records import Assignment, Run, atomic, check_version, read_json, write_json, write_table
+from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
+from sonobreast.training.folder import alone, is_left_over
 from sonobreast.training.frozen import Bank, Images, augmented_views, bank_size, cache_key, compute_bank
 from sonobreast.training.optimizers import check_optimizer
 
@@ -122,7 +122,7 @@ def run_study(
             "a frozen backbone without pre-trained weights learns nothing",
             remedy="give --weights hub or a folder, or train it with --set model.backbone=finetune",
         )
-    with _alone(out):
+    with alone(out):
         reporter.stage("reading images", 0)
         sources = data if isinstance(data, Sources) else Sources(data)
         cohort = gather(sources, known=_known_groups(out), progress=stages(reporter))
@@ -246,38 +246,31 @@ def _run_architecture(
     bank = None
     if recipe.model.backbone == "frozen" and (cut or not backbone.coverage.missing):
         bank = _bank(architecture, backbone, images, rows, recipe, out, reporter)
-    folds: dict[tuple[int, int], Fold] = {}
+    folds = {key: fold_of(rows, images.names, *key) for key in {(r.repeat, r.fold) for r in todo}}
+    pairs = [(r, folds[r.repeat, r.fold]) for r in todo]
+    finished = sum(is_finished(out / "runs" / r.id) for r in runs)
     failed: dict[str, str] = {}
     reporter.stage(f"{architecture}: training", len(todo) * recipe.training.epochs)
-    for run in todo:
-        key = (run.repeat, run.fold)
-        fold = folds.setdefault(key, fold_of(rows, images.names, *key))
-        trained = 0
-
-        def count(epochs: int) -> None:
-            nonlocal trained
-            trained += epochs
-            reporter.advance(epochs)
-
-        try:
-            fitted = fit(backbone, bank, images, fold, recipe, run, count)
-        except Diverged as error:
-            failed[run.id] = error.what
-            reporter.say(f"{run.id}: {error.what}; the other runs go on")
-        else:
-            write_run(
-                out / "runs" / run.id,
-                fitted,
-                backbone,
-                images,
-                fold,
-                recipe,
-                run,
-                backbone_file=backbone_file,
-                data_fingerprint=manifest.fingerprint,
-            )
-        reporter.advance(recipe.training.epochs - trained)  # what early stopping saved
-        reporter.runs(sum(is_finished(out / "runs" / r.id) for r in runs), len(runs))
+    with closing(fit_runs(backbone, bank, images, pairs, recipe, reporter.advance)) as results:
+        for index, result in results:
+            run, fold = pairs[index]
+            if isinstance(result, Diverged):
+                failed[run.id] = result.what
+                reporter.say(f"{run.id}: {result.what}; the other runs go on")
+            else:
+                write_run(
+                    out / "runs" / run.id,
+                    result,
+                    backbone,
+                    images,
+                    fold,
+                    recipe,
+                    run,
+                    backbone_file=backbone_file,
+                    data_fingerprint=manifest.fingerprint,
+                )
+                finished += 1
+            reporter.runs(finished, len(runs))
     return failed
 
 
@@ -304,24 +297,6 @@ def _save_backbone(backbone: Backbone, out: Path) -> str:
         with atomic(out / name, "wb") as stream:
             stream.write(save({k: v.contiguous() for k, v in backbone.used_tensors().items()}))
     return name
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the study's folder: two processes in one folder would spoil each other's files."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock")
-        with lock.acquire(timeout=0):
-            yield
-    except Timeout as error:
-        raise SonobreastError(
-            "another sonobreast process is working in this folder",
-            file=out,
-            remedy="wait for it to end, or give another --out",
-        ) from error
-    except OSError as error:
-        raise disk_error(error, out) from error
 
 
 def _claim(
@@ -351,7 +326,7 @@ def _claim(
                     file=out / "split.csv",
                     remedy="give another --out; the libraries that divide may have changed",
                 )
-    elif any(p.name != ".lock" and not _is_left_over(p) for p in out.iterdir()):
+    elif any(p.name != ".lock" and not is_left_over(p) for p in out.iterdir()):
         raise SonobreastError(
             "the folder is not empty and holds no study", file=out, remedy="give a new or empty folder with --out"
         )
@@ -365,11 +340,6 @@ def _claim(
     write_json(out / "environment.json", {**record(), "data_fingerprint": manifest.fingerprint})
     for path in [p for p in out.rglob(".*.partial") if p.is_file()]:
         path.unlink(missing_ok=True)
-
-
-def _is_left_over(path: Path) -> bool:
-    """A file that a kill left half-written (see `sonobreast.records.atomic`)."""
-    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 def _refuse_other_weights(
