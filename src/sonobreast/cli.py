@@ -300,6 +300,31 @@ def study_leakage(
     _say_report(report)
 
 
+@study_app.command("reproduce")
+def study_reproduce(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file; hold-out, frozen backbone.")],
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables, figures and report.html.")],
+    draws: Annotated[int, typer.Option("--draws", help="How many sub-samples, divisions and seeds are drawn.")] = 100,
+    weights: Weights = "hub",
+    overrides: Overrides = None,
+    exclude: Exclude = None,
+    groups: Groups = None,
+    strict: Strict = False,
+) -> None:
+    """Draw a paper's sub-sample, division and seed many times: where does its printed figure fall?"""
+    from sonobreast.config import load_recipe
+    from sonobreast.data.cohort import Sources
+
+    settings, sources = load_recipe(recipe, overrides or ()), Sources(data, groups, exclude, None, strict)
+    with _progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.training.reproduce import run_reproduction
+
+        report = run_reproduction(settings, sources, weights, out, draws, _screen(stage, advance, say))
+    _say_report(report)
+
+
 def _say_report(report: Path) -> None:
     _console().print(f"report: {report}", highlight=False, soft_wrap=True)
 

@@ -173,7 +173,7 @@ def paired_difference(
         both_left_out = None if a.jackknife is None or b.jackknife is None else a.jackknife - b.jackknife
         draws = Draws(a.estimate - b.estimate, a.resampled - b.resampled, both_left_out)
         interval = limits(draws, level=level, method=method, n=n, groups=groups)
-        p_value = _bootstrap_p(draws.resampled) if interval.method != "undefined" else math.nan
+        p_value = bootstrap_p(draws.resampled) if interval.method != "undefined" else math.nan
         if interval.note == FLAT:
             p_value = 1.0 if abs(draws.estimate) < 1e-12 else math.nan
             interval = _without_spread(name, interval, groups_behind(name, [*repeats_a, *repeats_b], codes))
@@ -181,7 +181,8 @@ def paired_difference(
     return differences
 
 
-def _bootstrap_p(resampled: Floats) -> float:
+def bootstrap_p(resampled: Floats) -> float:
+    """Two-sided p-value from resampled differences (R,), as `Difference` says; resamples that are NaN are left out."""
     finite = resampled[np.isfinite(resampled)]
     fewer = min(int(np.sum(finite <= 1e-12)), int(np.sum(finite >= -1e-12)))
     return min(1.0, 2 * (1 + fewer) / (len(finite) + 1))
