@@ -1,11 +1,11 @@
-"""How the search for copies grows: seconds, memory and recall on simulated sets with planted copies.
+"""How the audit grows: seconds, memory and recall of copies on simulated sets with planted copies.
 
     python benchmarks/audit_growth.py            # 1,250 to 10,000 images, about 8 minutes with the writing of the files
     python benchmarks/audit_growth.py --full     # and 20,000
 
 A fifth of the images are copies of others, in equal shares of every kind below. Pictures are written as PNG into a
-temporary folder first; what is timed is `find_pairs` on the paths, decoding included. Each size runs in a process of
-its own, so that its peak memory is its own. The last line is one JSON line.
+temporary folder first; what is timed is the whole audit of that folder, decoding and page included. Each size runs in
+a process of its own, so that its peak memory is its own. The last line is one JSON line.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def plant(folder: Path, n: int) -> list[tuple[int, int, str]]:
 
 def measure(n: int) -> dict[str, object]:
     """Plant, search, count."""
-    from sonobreast.data.duplicates import find_pairs, groups
+    from sonobreast.data import audit as audits
+    from sonobreast.data.audit_page import write_page
 
     folder = Path(tempfile.mkdtemp(prefix="audit_growth_"))
     try:
@@ -146,13 +147,19 @@ def measure(n: int) -> dict[str, object]:
         planted = plant(folder, n)
         writing = time.perf_counter() - started
         files = sorted(folder.iterdir(), key=lambda f: f.stem)
+        table = folder / "cases.csv"
+        labels = ("benign", "malignant", "normal")
+        table.write_text("image,label\n" + "".join(f"{f.name},{labels[i % 3]}\n" for i, f in enumerate(files)))
         stage: dict[str, float] = {}
         started, cpu = time.perf_counter(), time.process_time()
-        pairs = find_pairs(
-            files, progress=lambda name, done, total: stage.update({name: round(time.perf_counter() - started, 1)})
+        result = audits.audit(
+            table, progress=lambda name, done, total: stage.update({name: round(time.perf_counter() - started, 1)})
         )
+        audits.write(folder / "out", result)
+        write_page(folder / "out" / "audit.html", result)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        group = groups(n, pairs)
+        group = [m.group for m in sorted(result.members, key=lambda m: m.image)]
+        pairs = result.pairs
         true = {frozenset(p[:2]) for p in planted}
         recall = {k: float(np.mean([group[c] == group[o] for c, o, kind in planted if kind == k])) for k in KINDS}
         return {

@@ -10,10 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sonobreast.evaluation.compare import Difference, paired_difference, spread
-from sonobreast.evaluation.glossary import describe
 from sonobreast.evaluation.intervals import bootstrap
 from sonobreast.evaluation.metrics import Scored
 from sonobreast.evaluation.plots import BLUE, GREEN, STYLE, VERMILION, configuration_title, png
@@ -28,7 +28,12 @@ MEANING = {
     "curated": "copies and pictures with two labels left out, the rest grouped",
 }
 _COLOURS = {"random": VERMILION, "grouped": BLUE, "curated": GREEN}
-_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auc_malignant")
+_METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "auc_malignant": "AUC malignant",
+}
 
 
 def analyse(table: pd.DataFrame, *, resamples: int = 2000) -> dict[str, Any]:
@@ -143,30 +148,34 @@ def plot(table: pd.DataFrame, metric: str) -> Figure:
     """Divisions with their intervals, images with and without a copy, and the paired differences."""
     panels = [k for k in ("division", "with a copy", "without a copy", "difference") if k in set(table["kind"])]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.4, 2.6), layout="constrained")
-        axes = figure.subplots(1, len(panels), width_ratios=[1.5 if p == "difference" else 1 for p in panels])
-    for axis, kind in zip(np.atleast_1d(axes), panels, strict=True):
-        part = table[table["kind"] == kind].reset_index(drop=True)
-        for y, row in part.iterrows():
-            colour = "black" if kind == "difference" else _COLOURS[row["name"]]
-            marker = {"random": "s", "grouped": "o", "curated": "D"}.get(row["name"], "o")
-            axis.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, lw=2, solid_capstyle="butt")
-            axis.plot(100 * row["estimate"], y, marker, color=colour, ms=6)
-        axis.set_yticks(range(len(part)), [n.replace(" - ", " − ") for n in part["name"]])
-        axis.set_ylim(len(part) - 0.5, -0.5)
-        if kind == "difference":
-            axis.axvline(0, color="black", lw=1, ls=":")
-            axis.set_xlabel("difference in points")
-            axis.set_title("paired differences")
-        else:
-            axis.set_xlabel(f"{describe(metric).title}, %")
-            axis.set_title({"division": "all test images"}.get(kind, f"images {kind}"))
-    shared = [a for a, k in zip(np.atleast_1d(axes), panels, strict=True) if k != "difference"]
-    low = min(a.get_xlim()[0] for a in shared)
-    high = max(a.get_xlim()[1] for a in shared)
+        figure = Figure(figsize=(9.4, 2.4), layout="constrained")
+        widths = [1.5 if p == "difference" else 1 for p in panels]
+        axes = dict(zip(panels, np.atleast_1d(figure.subplots(1, len(panels), width_ratios=widths)), strict=True))
+        for kind, axis in axes.items():
+            _draw(axis, table[table["kind"] == kind].reset_index(drop=True), kind, metric)
+    shared = [axis for kind, axis in axes.items() if kind != "difference"]
+    low, high = min(a.get_xlim()[0] for a in shared), max(a.get_xlim()[1] for a in shared)
     for axis in shared:
         axis.set_xlim(low, high)
     return figure
+
+
+def _draw(axis: Axes, part: pd.DataFrame, kind: str, metric: str) -> None:
+    for y, row in enumerate(part.itertuples(index=False)):
+        colour = "black" if kind == "difference" else _COLOURS[str(row.name)]
+        marker = {"random": "s", "grouped": "o", "curated": "D"}.get(str(row.name), "o")
+        low, middle, high = (100 * float(getattr(row, k)) for k in ("low", "estimate", "high"))
+        axis.plot([low, high], [y, y], color=colour, lw=2, solid_capstyle="butt")
+        axis.plot(middle, y, marker, color=colour, ms=6)
+    axis.set_yticks(range(len(part)), [n.replace(" - ", " − ") for n in part["name"]])
+    axis.set_ylim(len(part) - 0.5, -0.5)
+    if kind == "difference":
+        axis.axvline(0, color="black", lw=1, ls=":")
+        axis.set_xlabel("difference in points")
+        axis.set_title("paired differences")
+    else:
+        axis.set_xlabel("AUC × 100" if metric.startswith("auc") else "%")
+        axis.set_title({"division": "all test images"}.get(kind, f"images {kind}"))
 
 
 def paragraph(figures: Mapping[str, Any], title: str) -> str:
@@ -242,7 +251,7 @@ def write(out: Path, table: pd.DataFrame, about: Mapping[str, Any], analysis: Ma
             "configurations": shown,
             "about": about,
             "meaning": MEANING,
-            "metrics": [{"name": m, "title": describe(m).title} for m in _METRICS],
+            "metrics": [{"name": m, "title": title} for m, title in _METRICS.items()],
             "resamples": analysis["resamples"],
             "runs": int(table[[*KEYS, "design", "repeat", "fold", "seed"]].drop_duplicates().shape[0]),
         },
