@@ -109,13 +109,16 @@ def seeds(grey: U8, out: U8) -> Mask:
     flat = running(np.maximum, grey, LENGTH, 0) - running(np.minimum, grey, LENGTH, 0)
     # A quarter is more than WAVER allows: few pixels are left, and only they are asked exactly.
     found &= flat <= np.maximum(out >> 2, WAVER[0])
-    rows, columns = np.nonzero(found)
+    hits = np.flatnonzero(found)
+    rows, columns = hits // grey.shape[1], hits % grey.shape[1]
     contrast = out[rows, columns].astype(np.float32)
     padded = np.pad(grey, ((0, 0), (5, 5)), mode="edge").astype(np.int16)
     around = padded[rows[:, None], columns[:, None] + np.arange(11)[None, :]]  # (N, 11), the pixel is column 5
     step = np.abs(np.diff(around, axis=1))
     steepest = np.minimum(step[:, 1:5].max(1, initial=0), step[:, 5:9].max(1, initial=0))
-    keep = (steepest >= STEEP * contrast) & (flat[rows, columns] <= np.maximum(WAVER[0], WAVER[1] * contrast))
+    # Measured against the crest of the stroke: the flank of a soft ridge is steep for its own small height.
+    crest = np.pad(out, ((0, 0), (2, 2)), mode="edge")[rows[:, None], columns[:, None] + np.arange(5)].max(1, initial=0)
+    keep = (steepest >= STEEP * crest) & (flat[rows, columns] <= np.maximum(WAVER[0], WAVER[1] * contrast))
     found[rows[~keep], columns[~keep]] = False
     return found
 

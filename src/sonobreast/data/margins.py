@@ -103,13 +103,13 @@ def _is_ramp(level: npt.NDArray[np.int16]) -> bool:
     """Whether grey levels, from top to bottom, go from one end of the scale to the other without turning back."""
     # A ramp passes through all levels; the longest stretch that does not turn back must cover most of the scale.
     for line in (level, -level):
-        turns = np.flatnonzero(np.diff(line) < -UNIFORM) + 1
-        for stretch in np.split(line, turns):
+        ends = np.concatenate([[0], np.flatnonzero(np.diff(line) < -UNIFORM) + 1, [line.size]])
+        for k in np.flatnonzero(np.diff(ends) >= 32):
+            stretch = line[ends[k] : ends[k + 1]]
             lit = np.unique(stretch)
-            if stretch.size >= 32 and lit.size >= 24 and int(lit[-1]) - int(lit[0]) >= _SCALE:
-                steps = np.diff(stretch)
-                if int(np.abs(steps).max()) <= 24:
-                    return True
+            wide = lit.size >= 24 and int(lit[-1]) - int(lit[0]) >= _SCALE
+            if wide and int(np.abs(np.diff(stretch)).max()) <= 24:
+                return True
     return False
 
 
