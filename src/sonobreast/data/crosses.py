@@ -16,6 +16,8 @@ U8 = npt.NDArray[np.uint8]
 
 UPRIGHT, OBLIQUE, HALVED = 12, 15, 16
 """Least grey levels of the arms above the gaps: upright, oblique, upright at half the resolution (thick strokes)."""
+CONTRAST = 44
+"""Least grey levels of the median of the arms above the median of the gaps: simulated textures reach 40."""
 _REACH = 4
 _LONGEST = 24
 
@@ -49,7 +51,9 @@ def crosses(grey: U8) -> list[Cross]:
 
 
 def _add(found: list[Cross], cross: Cross) -> None:
-    """Keep a cross unless its centre lies in one that is known: thick strokes answer at several pixels."""
+    """Keep a cross unless its arms are unlike or its centre lies in a known one: thick strokes answer repeatedly."""
+    if min(cross.width, cross.height) < 0.6 * max(cross.width, cross.height):
+        return
     x, y = cross.x + cross.width // 2, cross.y + cross.height // 2
     if not any(c.x - 2 <= x < c.x + c.width + 2 and c.y - 2 <= y < c.y + c.height + 2 for c in found):
         found.append(cross)
@@ -92,15 +96,18 @@ def _peaks(grey: U8, *, oblique: bool, least: int) -> list[tuple[int, int, int]]
     high = moved(*gaps[0])
     for step in gaps[1:4]:
         high = np.maximum(high, moved(*step))
-    rows, columns = np.nonzero((low > high) & (low - high >= least))
-    if not rows.size:
+    # Of one dimension: numpy finds these ten times faster.
+    hits = np.flatnonzero((low > high) & (low - high >= least))
+    if not hits.size:
         return []
-    y, x = rows + r, columns + r
-    darkest = np.min([grey[y + dy, x + dx] for dy, dx in [(0, 0), *arms]], axis=0).astype(np.int16)
-    brightest = np.max([grey[y + dy, x + dx] for dy, dx in gaps], axis=0).astype(np.int16)
+    y, x = hits // low.shape[1] + r, hits % low.shape[1] + r
+    on = np.stack([grey[y + dy, x + dx] for dy, dx in [(0, 0), *arms]]).astype(np.int16)
+    off = np.stack([grey[y + dy, x + dx] for dy, dx in gaps]).astype(np.int16)
+    darkest, brightest = on.min(axis=0), off.max(axis=0)
     answer = darkest - brightest
+    clear = (answer >= least) & (np.median(on, axis=0) - np.median(off, axis=0) >= CONTRAST)
     order = np.argsort(-answer, kind="stable")
-    order = order[answer[order] >= least]
+    order = order[clear[order]]
     level = (darkest + brightest) // 2
     return [(int(y[i]), int(x[i]), int(level[i])) for i in order]
 

@@ -30,6 +30,7 @@ STEEP = 0.4
 """Least share of the contrast that is gained within a single pixel on both sides."""
 TOLERANCE = 22
 """Grey levels around an ink level that still are ink."""
+_EXACT = 9
 _LEVELS = 3
 _SMALLEST = 6
 _PIECES = 3000
@@ -108,13 +109,16 @@ def seeds(grey: U8, out: U8) -> Mask:
     flat = running(np.maximum, grey, LENGTH, 0) - running(np.minimum, grey, LENGTH, 0)
     # A quarter is more than WAVER allows: few pixels are left, and only they are asked exactly.
     found &= flat <= np.maximum(out >> 2, WAVER[0])
-    rows, columns = np.nonzero(found)
+    hits = np.flatnonzero(found)
+    rows, columns = hits // grey.shape[1], hits % grey.shape[1]
     contrast = out[rows, columns].astype(np.float32)
     padded = np.pad(grey, ((0, 0), (5, 5)), mode="edge").astype(np.int16)
     around = padded[rows[:, None], columns[:, None] + np.arange(11)[None, :]]  # (N, 11), the pixel is column 5
     step = np.abs(np.diff(around, axis=1))
     steepest = np.minimum(step[:, 1:5].max(1, initial=0), step[:, 5:9].max(1, initial=0))
-    keep = (steepest >= STEEP * contrast) & (flat[rows, columns] <= np.maximum(WAVER[0], WAVER[1] * contrast))
+    # Measured against the crest of the stroke: the flank of a soft ridge is steep for its own small height.
+    crest = np.pad(out, ((0, 0), (2, 2)), mode="edge")[rows[:, None], columns[:, None] + np.arange(5)].max(1, initial=0)
+    keep = (steepest >= STEEP * crest) & (flat[rows, columns] <= np.maximum(WAVER[0], WAVER[1] * contrast))
     found[rows[~keep], columns[~keep]] = False
     return found
 
@@ -171,8 +175,8 @@ def _at_level(grey: U8, found: Mask, level: int) -> list[Piece]:
         y, x = box[0].start, box[1].start
         tall, wide = box[0].stop - y, box[1].stop - x
         if seeded[index] or max(tall, wide) >= _SMALLEST:
-            mask = label[box] == index
-            result.append(Piece(left + x, top + y, wide, tall, int(seeded[index]), mask, level))
+            piece = Piece(left + x, top + y, wide, tall, int(seeded[index]), label[box] == index, level)
+            result += _split(piece, part[box], seed[box])
     # The softened rims of these pieces are not another ink.
     explained = (seeded > 0)[label].astype(np.uint8)
     for axis in (0, 1):
@@ -180,3 +184,50 @@ def _at_level(grey: U8, found: Mask, level: int) -> list[Piece]:
     found[window] &= explained == 0
     found &= ~near
     return result
+
+
+def _split(piece: Piece, grey: U8, seed: Mask) -> list[Piece]:
+    """Letters that bright tissue joins into one piece, apart: by a narrower range of levels than tissue keeps to."""
+    if piece.seeds < 4 or not (8 <= piece.height <= 60 and piece.width > 1.4 * piece.height):
+        return [piece]
+    from scipy import ndimage
+
+    exact = piece.mask & (np.abs(grey.astype(np.int16) - piece.level) <= _EXACT)
+    label, _ = ndimage.label(exact, structure=np.ones((3, 3), dtype=np.int8))
+    parts = []
+    for index, box in enumerate(ndimage.find_objects(label), start=1):
+        y, x = box[0].start, box[1].start
+        tall, wide = box[0].stop - y, box[1].stop - x
+        if tall >= 0.6 * piece.height:
+            mask = label[box] == index
+            seeds_in = int((seed[box] & mask).sum())
+            parts.append(Piece(piece.x + x, piece.y + y, wide, tall, seeds_in, mask, piece.level))
+    return parts if len(parts) >= 2 else [piece]
+
+
+def softly(grey: U8, x: int, y: int, width: int, height: int) -> list[Piece]:
+    """Letters of a line of text with their softened strokes, from left to right, also beside the box by 4 heights.
+
+    Thin slanted strokes never reach the ink's level: here all counts that stands out by nearly half of what the
+    line's strongest strokes do.
+
+    Parameters
+    ----------
+    grey : uint8 (H, W)
+    x, y, width, height : int
+        Box of the line as far as it is known.
+    """
+    from scipy import ndimage
+
+    top, left = max(0, y - 8), max(0, x - 4 * height)
+    part = grey[top : y + height + 8, left : x + width + 4 * height]
+    out = standing_out(part, (0, 1))[y - top : y - top + height]
+    strong = int(np.quantile(out[:, x - left : x - left + width], 0.9))
+    label, _ = ndimage.label(out >= max(CONTRAST // 2, 0.45 * strong), structure=np.ones((3, 3), dtype=np.int8))
+    result = []
+    for index, box in enumerate(ndimage.find_objects(label), start=1):
+        wide, tall = box[1].stop - box[1].start, box[0].stop - box[0].start
+        if tall >= 0.6 * height and wide <= 1.8 * height:
+            place = (left + box[1].start, y + box[0].start, wide, tall)
+            result.append(Piece(*place, 0, label[box] == index, strong))
+    return sorted(result, key=lambda p: p.x)

@@ -1,7 +1,8 @@
-"""Reading capital letters and digits by their shape, well enough to tell AXILLA from BREAST: not an OCR engine.
+"""Reading letters and digits by their shape, well enough to tell AXILLA from BREAST: not an OCR engine.
 
 Each glyph is stretched to a square of CELL pixels and correlated with the glyphs of Pillow's built-in font, plain and
-bold, treated alike; the ratio of width to height, which stretching loses, is compared beside it.
+bold, treated alike; the ratio of width to height, which stretching loses, is compared beside it. Lower case is read as
+capitals.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 Mask = npt.NDArray[np.bool_]
 F32 = npt.NDArray[np.float32]
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abdefghknpqrt"
 CELL = 14
 _SIZES = (18, 30)
 _ASPECT = 0.35
@@ -35,10 +36,9 @@ class _Alphabet(NamedTuple):
 def _stretched(mask: Mask) -> F32:
     """A glyph as a vector of CELL x CELL values, mean 0, norm 1 (a full box: all 0)."""
     small = Image.fromarray(mask.astype(np.uint8) * 255).resize((CELL, CELL), Image.Resampling.BILINEAR)
-    vector = np.asarray(small, dtype=np.float32).ravel()
-    vector = vector - vector.mean()
-    norm = float(np.linalg.norm(vector))
-    return vector / np.float32(norm) if norm > 0 else vector
+    vector: F32 = np.array(small, dtype=np.float32).ravel()
+    vector -= vector.mean()
+    return vector / np.float32(max(float(np.linalg.norm(vector)), 1e-6))
 
 
 @lru_cache(maxsize=1)
@@ -53,14 +53,14 @@ def _alphabet() -> _Alphabet:
                 mask = np.asarray(canvas) >= 128
                 rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
                 mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-                names += letter
+                names += letter.upper()
                 shapes.append(_stretched(mask))
                 aspects.append(np.log(mask.shape[1] / mask.shape[0]))
     return _Alphabet(names, np.stack(shapes), np.array(aspects, dtype=np.float32))
 
 
 def read(glyphs: Sequence[Mask]) -> str:
-    """The most similar capital letter or digit of each glyph, ``?`` where none is similar.
+    """The most similar letter, as a capital, or digit of each glyph, ``?`` where none is similar.
 
     Parameters
     ----------

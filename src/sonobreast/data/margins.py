@@ -17,6 +17,8 @@ UNIFORM = 4
 _WINDOW = 9
 _SIDE = 12
 _EDGE = 8
+_SCALE = 150
+_BAR = 6
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,14 @@ def _has_bar(grey: U8) -> bool:
         return False
     reach = max(16, wide // 12)
     for part in (grey[:, :reach], grey[:, wide - reach :]):
-        level = part[:, :-3].astype(np.int16)
+        level = part[:, : 1 - _BAR].astype(np.int16)
         same = np.ones(level.shape, dtype=bool)
-        for k in (1, 2, 3):
-            same &= np.abs(part[:, k : part.shape[1] - 3 + k].astype(np.int16) - level) <= UNIFORM  # (H, reach - 3)
-        for column in np.flatnonzero(same.mean(axis=0) >= 0.25):
+        for k in range(1, _BAR):
+            same &= (
+                np.abs(part[:, k : part.shape[1] + 1 - _BAR + k].astype(np.int16) - level) <= UNIFORM
+            )  # (H, reach - 5)
+        reach_of_levels = np.where(same, level, 0).max(axis=0) - np.where(same, level, 255).min(axis=0)
+        for column in np.flatnonzero((same.mean(axis=0) >= 0.25) & (reach_of_levels >= _SCALE)):
             if _is_ramp(level[:, column][same[:, column]]):
                 return True
     return False
@@ -98,13 +103,13 @@ def _is_ramp(level: npt.NDArray[np.int16]) -> bool:
     """Whether grey levels, from top to bottom, go from one end of the scale to the other without turning back."""
     # A ramp passes through all levels; the longest stretch that does not turn back must cover most of the scale.
     for line in (level, -level):
-        turns = np.flatnonzero(np.diff(line) < -UNIFORM) + 1
-        for stretch in np.split(line, turns):
+        ends = np.concatenate([[0], np.flatnonzero(np.diff(line) < -UNIFORM) + 1, [line.size]])
+        for k in np.flatnonzero(np.diff(ends) >= 32):
+            stretch = line[ends[k] : ends[k + 1]]
             lit = np.unique(stretch)
-            if stretch.size >= 32 and lit.size >= 24 and int(lit[-1]) - int(lit[0]) >= 150:
-                steps = np.diff(stretch)
-                if int(np.abs(steps).max()) <= 24:
-                    return True
+            wide = lit.size >= 24 and int(lit[-1]) - int(lit[0]) >= _SCALE
+            if wide and int(np.abs(np.diff(stretch)).max()) <= 24:
+                return True
     return False
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sonobreast.data import letters, margins
 from sonobreast.data.crosses import Cross, crosses
-from sonobreast.data.ink import Piece, pieces, running
+from sonobreast.data.ink import Piece, pieces, running, softly
 from sonobreast.data.margins import Border
 from sonobreast.errors import SonobreastError
 
@@ -29,7 +29,10 @@ MIN_GLYPH = 6
 """Pixels of height of the smallest letters."""
 COLOURED = 28
 """Least spread between red, green and blue, beyond the tint of the whole picture, of a coloured pixel."""
-_AXILLA = re.compile(r"(?<![A-Z])A[XK](?![A-HJ-Z])|A[XK][I1]L|X[I1][L1I]L|[I1]LLA")
+_WORD = 4
+"""Letters in a row that surely are text: a cross and its number make two."""
+_AXILLA = re.compile(r"(?<![A-Z0-9])AX(?!IAL)(?! ?T[A?][I1?]L)|A[XK][I1]L|X[I1][L1I]L|[I1]LLA")
+"""AX at the start of a word, or enough of AXILLA; the axillary tail (AX TAIL) is breast."""
 
 
 class Box(NamedTuple):
@@ -97,16 +100,13 @@ def look(image: U8) -> Marks:
     """
     grey = _brightest(image)
     ink = pieces(grey)
-    found = crosses(grey)
-    plus = [c for c in found if not c.oblique]
-    rest = [p for p in ink if not any(_belongs(p, c) for c in plus)]
+    # The letter X is an oblique cross, and a letter that lies on a bright layer may pass for an upright one.
+    words = [_box(row, "text") for row in _rows(ink) if len(row) >= _WORD]
+    found = [c for c in crosses(grey) if not any(_overlap(c, w) for w in words)]
+    rest = [p for p in ink if not any(_belongs(p, c) for c in found if not c.oblique)]
     rows = _rows(rest)
-    boxes = [Box(c.x, c.y, c.width, c.height, "caliper") for c in plus]
-    for row in rows:
-        kind: Kind = "logo" if _is_logo(grey, row) else "text"
-        boxes.append(_box(row, kind, _read(row)))
-    # The letter X is an oblique cross too.
-    boxes += [Box(*c[:4], kind="caliper") for c in found if c.oblique and not any(_overlap(c, b) for b in boxes)]
+    boxes = [_line(grey, row) for row in rows]
+    boxes += [Box(*c[:4], kind="caliper") for c in found if not any(_overlap(c, b) for b in boxes)]
     used = {id(p) for row in rows for p in row}
     for piece in rest:
         if id(piece) not in used and _is_graphics(piece):
@@ -153,9 +153,9 @@ def _box(row: Sequence[Piece], kind: Kind, reads: str = "") -> Box:
 
 
 def _overlap(cross: Cross, box: Box) -> bool:
-    """Whether the centre of a cross lies in a box."""
-    x, y = cross.x + cross.width // 2, cross.y + cross.height // 2
-    return box.x <= x < box.x + box.width and box.y <= y < box.y + box.height
+    """Whether the centre of a cross lies in a line of text, or where its next letters would be."""
+    x, y, beside = cross.x + cross.width // 2, cross.y + cross.height // 2, 3 * box.height * (box.kind == "text")
+    return box.x - beside <= x < box.x + box.width + beside and box.y <= y < box.y + box.height
 
 
 def _belongs(piece: Piece, cross: Cross, reach: int = 3) -> bool:
@@ -169,8 +169,9 @@ def _belongs(piece: Piece, cross: Cross, reach: int = 3) -> bool:
 
 
 def _is_glyph(piece: Piece) -> bool:
-    """Whether a piece has the size of a letter."""
-    return MIN_GLYPH <= piece.height <= 60 and piece.width <= 1.8 * piece.height and piece.mask.sum() >= 8
+    """Whether a piece has the size of a letter, or of two or three letters that touch."""
+    widest = (3.0 if piece.seeds >= 6 else 1.8) * piece.height
+    return MIN_GLYPH <= piece.height <= 60 and piece.width <= widest and piece.mask.sum() >= 8
 
 
 def _follow(a: Piece, b: Piece) -> bool:
@@ -221,7 +222,7 @@ def _is_logo(grey: U8, row: Sequence[Piece]) -> bool:
     box = _box(row, "logo")
     if box.y > 0.1 * grey.shape[0] + 4:
         return False
-    dark, bright = [], 0
+    dark: list[float] = []
     for p in row:
         y0, x0 = max(0, p.y - 2), max(0, p.x - 2)
         part = grey[y0 : p.bottom + 2, x0 : p.right + 2]
@@ -236,13 +237,27 @@ def _is_logo(grey: U8, row: Sequence[Piece]) -> bool:
     return float(np.median(dark)) >= 0.6 and bright >= 0.2
 
 
-def _read(row: Sequence[Piece]) -> str:
-    """A row of text with blanks where the gaps are."""
+def _line(grey: U8, row: Sequence[Piece]) -> Box:
+    """The box of a row of glyphs, with what it reads and with the letters beside it that are not exact ink."""
+    known = _box(row, "logo" if _is_logo(grey, row) else "text")
+    soft = softly(grey, *known[:4])
+    left, right, reach = known.x, known.x + known.width, 1.2 * known.height
+    for p in soft:
+        right = max(right, p.right) if left <= p.x <= right + reach else right
+    for p in reversed(soft):
+        left = min(left, p.x) if left - reach <= p.right <= right else left
+    soft = [p for p in soft if left <= p.x < right]
+    # Of two readings the one with more letters that are like letters; ink is exact, so it wins a draw.
+    reads = max((_words(row), _words(soft)), key=lambda w: len(w) - 2 * w.count("?") - w.count(" "))
+    return Box(left, known.y, right - left, known.height, known.kind, reads)
+
+
+def _words(row: Sequence[Piece]) -> str:
+    """The letters of glyphs from left to right, with blanks where the gaps are."""
     text = letters.read([p.mask for p in row])
-    h = max(p.height for p in row)
     words = text[:1]
     for a, b, letter in zip(row, row[1:], text[1:], strict=False):
-        words += (" " if b.x - a.right > 0.3 * h else "") + letter
+        words += (" " if b.x - a.right > 0.3 * max(p.height for p in row) else "") + letter
     return words
 
 
@@ -252,7 +267,7 @@ def _is_graphics(piece: Piece) -> bool:
 
 
 def _is_arrow(piece: Piece) -> bool:
-    """Whether a shape is a shaft that ends in a wider head: its width along its longest axis peaks near one end."""
+    """Whether a piece is a straight shaft that ends in a triangle."""
     y, x = np.nonzero(piece.mask)
     if y.size < 30 or max(piece.width, piece.height) < 16:
         return False
@@ -261,13 +276,25 @@ def _is_arrow(piece: Piece) -> bool:
     if spread[1] < 3.0 * spread[0]:
         return False
     along, across = axes[:, 1] @ points, axes[:, 0] @ points
-    n = int(np.clip((along.max() - along.min()) / 2.0, 6, 24))
-    slot = np.minimum(((along - along.min()) / (np.ptp(along) + 1e-9) * n).astype(int), n - 1)
-    width = np.array([np.ptp(across[slot == k]) + 1.0 if (slot == k).any() else 0.0 for k in range(n)])
-    filled = np.array([(slot == k).sum() for k in range(n)]) / (np.ptp(along) / n) / np.maximum(width, 1.0)
-    head, shaft = int(width.argmax()), float(np.median(width))
-    near_end = min(head, n - 1 - head) <= 0.4 * n
-    return bool(width.min() > 0 and near_end and width[head] >= 2.2 * shaft and filled[head] >= 0.5 and shaft <= 8)
+    along -= along.min()
+    n = int(along.max()) // 2
+    slot = np.minimum((along / 2.0).astype(int), n - 1)  # slices of two pixels across the shaft
+    if np.unique(slot).size < n:
+        return False
+    width = np.array([np.ptp(across[slot == k]) + 1.0 for k in range(n)])
+    middle = np.array([across[slot == k].mean() for k in range(n)])
+    full = np.bincount(slot, minlength=n) / (2.0 * width)
+    if width[: n // 2].max() > width[n // 2 :].max():
+        width, middle, full = width[::-1], middle[::-1], full[::-1]
+    # Now the tip is at the end. A cross or a letter has no slope: its width jumps.
+    head = int(width.argmax())
+    shaft, tip = width[: max(head - 1, 0)], width[head:]
+    if shaft.size < 3 or tip.size < 3 or tip.size > 0.65 * n:
+        return False
+    straight = float(np.ptp(middle)) <= max(2.0, 0.35 * width[head])
+    slope = bool((np.diff(tip) <= 0.75).all()) and float(tip[len(tip) // 2]) >= 0.3 * tip[0] > 0.0
+    slim = float(np.median(shaft)) <= 0.5 * width[head] and float(np.ptp(shaft[:-1])) <= 3.0
+    return straight and slope and slim and float(full[head:].mean()) >= 0.6
 
 
 def _colour(image: U8) -> float:
@@ -281,8 +308,8 @@ def _colour(image: U8) -> float:
     strong = (high - low) >= COLOURED
     if not strong.any():
         return 0.0
-    lit = high >= 32
-    # The tint is a ratio of the channels that most of the picture shares.
+    lit = high >= COLOURED
+    # A tint is a ratio of the channels that most of the picture shares; a picture full of Doppler is no tint.
     tint = np.array([np.median(image[..., i][lit] / high[lit].astype(np.float32)) for i in range(3)])
-    pixels = image[strong].astype(np.float32) / np.maximum(tint, 0.25)
+    pixels = image[strong].astype(np.float32) / np.maximum(tint, 0.7)
     return float((np.ptp(pixels, axis=1) >= COLOURED).sum() / strong.size)
