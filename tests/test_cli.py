@@ -260,3 +260,71 @@ def test_a_stopped_training_from_scratch_goes_on(tmp_path: Path) -> None:
     assert call(*command) == 0
     assert len(read_table(tmp_path / "o" / "results.csv")) == 3
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
+
+
+def test_two_configurations_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.json"
+    assert call("compare", study, "test_resnet-adam", "Test_ResNet + SGDM", "--out", file) == 0
+    said = capsys.readouterr().out
+    for part in ("Accuracy", "Brier score", "McNemar, exact", "DeLong", "Holm p", str(file)):
+        assert part in said
+    pair = read_json(file)["pairs"][0]
+    metrics = {c["optimizer"]: c["accuracy"]["estimate"] for c in read_json(study / "metrics.json")["configurations"]}
+    assert pair["metrics"]["accuracy"]["a"] == pytest.approx(metrics["adam"])
+    assert pair["metrics"]["accuracy"]["b"] == pytest.approx(metrics["sgdm"])
+
+
+def test_all_pairs_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.json"
+    assert call("compare", study, "--metric", "accuracy", "--out", file) == 0
+    assert len(read_json(file)["pairs"]) == read_json(file)["family"] == 3
+    assert "test_resnet-adam" in capsys.readouterr().out
+
+
+BAD_COMPARISON = {
+    "one only": (["test_resnet-adam"], "only one configuration"),
+    "the same twice": (["test_resnet-adam", "TEST_RESNET + Adam"], "same configuration"),
+    "unknown": (["test_resnet-adam", "test_resnet-adamw"], "test_resnet-adam"),
+    "unknown metric": (["--metric", "acuracy"], "accuracy"),
+    "a file of the study": (["--out", "{study}/metrics.json"], "not a comparison"),
+    "no JSON": (["--out", "{study}/c.txt"], "JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COMPARISON)
+def test_bad_comparisons_are_said(name: str, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, said = BAD_COMPARISON[name]
+    assert call("compare", study, *(a.format(study=study) for a in arguments)) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_another_folder_is_no_study_to_compare(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("compare", data) != 0
+    assert "no predictions.csv" in capsys.readouterr().err
+
+
+def test_a_plan_says_how_many_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    from sonobreast.evaluation.planning import auc_planner, proportion_planner
+
+    assert call("plan", "--width", 0.1, "--expected", 0.9) == 0
+    assert f"needs {proportion_planner(0.1, 0.9)} images" in capsys.readouterr().out
+    assert call("plan", "--width", 0.1, "--expected", 0.9, "--design-effect", 1.5, "--auc") == 0
+    needed = auc_planner(0.1, 0.9, 0.27, 1.5)
+    said = capsys.readouterr().out
+    assert f"needs {sum(needed)} images, {needed.malignant} of them malignant" in said
+    assert "design effect" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--width", "10", "--expected", "0.9"], "between 0 and 1"),
+        (["--width", "0.1", "--expected", "90"], "0 to 1"),
+        (["--width", "0.1", "--expected", "0.9", "--level", "95"], "0.95"),
+        (["--width", "0.1", "--expected", "0.9", "--design-effect", "0.5"], "or more"),
+        (["--width", "0.1", "--expected", "0.4", "--auc"], "AUC"),
+    ],
+)
+def test_bad_plans_are_said(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("plan", *arguments) != 0
+    assert said in capsys.readouterr().err

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sonobreast.evaluation import published
+from sonobreast.evaluation.predictions import OPTIMIZER_TITLES, configuration_title
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 _COLOURS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#F0E442")
@@ -29,12 +30,6 @@ _STYLE: Any = {
     "figure.dpi": 110.0,
     "savefig.dpi": 150.0,
 }
-OPTIMIZER_TITLES = {"adam": "Adam", "rmsprop": "RMSprop", "sgdm": "SGDM", "sgd": "SGD", "adamw": "AdamW"}
-
-
-def configuration_title(architecture: str, optimizer: str) -> str:
-    """``ResNet50V2 + SGDM``."""
-    return f"{architecture} + {OPTIMIZER_TITLES.get(optimizer, optimizer)}"
 
 
 def png(figure: Figure) -> bytes:

@@ -17,21 +17,13 @@ from sonobreast import __version__
 from sonobreast.config import Recipe, leaves, load_recipe, parse_recipe, recipe_names
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import plots, published
+from sonobreast.evaluation.comparison import HEADLINE_METRICS
 from sonobreast.evaluation.glossary import describe, metric_names
+from sonobreast.evaluation.predictions import OPTIMIZER_TITLES, configuration_title
 from sonobreast.records import SUBSETS, atomic, check_version, read_json, read_table
 
 # Figures that show images of the data set; they are drawn while the study runs and left out with --no-images.
 PICTURES = ("samples", "augmentation")
-_HEADLINE_METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "f1_macro",
-    "sensitivity_malignant",
-    "specificity_malignant",
-    "auc_malignant",
-    "auc_ovr_macro",
-    "brier",
-)
 
 
 @dataclass(frozen=True)
@@ -138,7 +130,7 @@ def _content(study: Study) -> dict[str, Any]:
     configurations = [_configuration(c, study) for c in study.metrics["configurations"]]
     classes = study.metrics["configurations"][0]["classes"]
     used = study.split[(study.split["repeat"] == "0") & (study.split["fold"] == "0")]
-    shown = [m for m in _HEADLINE_METRICS if m in metric_names(classes)]
+    shown = [m for m in HEADLINE_METRICS if m in metric_names(classes)]
     return {
         "version": __version__,
         "recipe": recipe,
@@ -173,8 +165,8 @@ def _configuration(c: Mapping[str, Any], study: Study) -> dict[str, Any]:
     mine = study.results[(study.results["architecture"] == architecture) & (study.results["optimizer"] == optimizer)]
     return {
         **c,
-        "title": plots.configuration_title(architecture, optimizer),
-        "optimizer_title": plots.OPTIMIZER_TITLES.get(optimizer, optimizer),
+        "title": configuration_title(architecture, optimizer),
+        "optimizer_title": OPTIMIZER_TITLES.get(optimizer, optimizer),
         "coverage": mine["coverage"].iloc[0],
         "pretrained": float(mine["pretrained_share"].iloc[0]),
         "epochs": _span(mine["epochs"].astype(float)),
