@@ -200,11 +200,14 @@ def study_run(
 def study_report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a study.")],
     no_images: NoImages = False,
+    prevalence: Annotated[
+        list[float] | None, typer.Option(help="Share of cancer for the predictive values; repeatable.")
+    ] = None,
 ) -> None:
     """Draw the figures and the report of a study anew from its files."""
     from sonobreast.evaluation.report import write_report
 
-    file = write_report(out, images=not no_images)
+    file = write_report(out, images=not no_images, prevalences=prevalence or ())
     _console().print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 

@@ -26,7 +26,7 @@ def differing(family: Family) -> list[tuple[Comparison, str]]:
 
 def sentences(family: Family) -> list[str]:
     """What differs and what does not, in words."""
-    metrics = " and ".join(describe(m).title for m in family.metrics) if len(family.metrics) <= 2 else "these figures"
+    metrics = " or in ".join(map(_in_sentence, family.metrics)) if len(family.metrics) <= 2 else "any of these figures"
     if not family.comparisons:
         return ["No two configurations could be compared."]
     said = []
@@ -36,7 +36,7 @@ def sentences(family: Family) -> list[str]:
         better, other = (comparison.a, comparison.b) if ahead else (comparison.b, comparison.a)
         interval = "no interval" if math.isnan(d.interval.low) else f"95 % interval {_span(d)}"
         said.append(
-            f"{configuration_title(*better)} is better than {configuration_title(*other)} in {describe(m).title}: "
+            f"{configuration_title(*better)} is better than {configuration_title(*other)} in {_in_sentence(m)}: "
             f"{d.a if ahead else d.b:.3f} against {d.b if ahead else d.a:.3f} "
             f"(difference {abs(d.interval.estimate):.3f}, {interval}, Holm p {p_text(comparison.tests[m].p_holm)})."
         )
@@ -63,6 +63,13 @@ def sentences(family: Family) -> list[str]:
     if family.tests and 2 / (family.resamples + 1) * family.tests > ALPHA:
         said.append(f"With {family.tests} tests together, the bootstrap's least p cannot fall below {ALPHA}.")
     return said
+
+
+def _in_sentence(metric: str) -> str:
+    """A metric's title as it stands inside a sentence: "accuracy", "AUC (malignant against rest)"."""
+    title, _, of = describe(metric).title.partition(", ")
+    title = title if title[:2].isupper() or title[1:2].isdigit() else title[:1].lower() + title[1:]
+    return f"{title} ({of})" if of else title
 
 
 def _span(difference: Difference) -> str:
@@ -120,7 +127,7 @@ def _cells(comparison: Comparison, metric: str) -> tuple[str, ...]:
 
 
 def _number(value: float, sign: str = "") -> str:
-    return "–" if math.isnan(value) else f"{value:{sign}.3f}"
+    return "–" if math.isnan(value) else f"{round(value, 3) + 0.0:{sign}.3f}"
 
 
 def _pair_notes(c: Comparison) -> list[str]:
