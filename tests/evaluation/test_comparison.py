@@ -115,6 +115,14 @@ def test_three_images_cannot_show_a_difference(group_of: int) -> None:
     assert found.tests["accuracy"].p_value == pytest.approx(0.25)
 
 
+def test_a_group_in_which_each_is_right_once_separates_nobody() -> None:
+    sure = predictions(group_of=2)
+    a, b = relabelled(sure, [2, 6, 40]), relabelled(sure, [3, 7, 41, 10, 20, 30]).assign(optimizer="sgdm")
+    found = compare_two(pd.concat([a, b]), "Net-adam", "Net-sgdm", metrics=["accuracy"]).comparisons[0]
+    assert found.tests["accuracy"].p_value == pytest.approx(0.25)
+    assert "3 group(s)" in found.tests["accuracy"].method
+
+
 def test_equal_sensitivity_in_all_but_few_cancers_is_not_called_different() -> None:
     sure = predictions(group_of=2, images=80)
     cancers = sorted(set(sure[sure["label"] == "malignant"]["image"]))

@@ -340,7 +340,7 @@ def _test(
     """The p-value that counts: exact where there is an exact test.
 
     A bootstrap of few images that separate two models calls too much a difference: where 5 do, all for A, it gives
-    p = 0.013 and no exact test can fall below 0.0625. So the bootstrap's p of a share of images is not let below
+    p near 0.01 and no exact test can fall below 0.0625. So the bootstrap's p of a share of images is not let below
     ``2 (1/2)^k``, the least p of a sign test over the k groups in which A and B are not equally often right.
     """
     if name == "accuracy" and isinstance(exact, McNemar):

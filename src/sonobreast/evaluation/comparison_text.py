@@ -38,7 +38,7 @@ def sentences(family: Family) -> list[str]:
         said.append(
             f"{configuration_title(*better)} is better than {configuration_title(*other)} in {_in_sentence(m)}: "
             f"{d.a if ahead else d.b:.3f} against {d.b if ahead else d.a:.3f} "
-            f"(difference {abs(d.interval.estimate):.3f}, {interval}, Holm p {p_text(comparison.tests[m].p_holm)})."
+            f"(difference {abs(d.interval.estimate):.3f}, {interval}, Holm {_p(comparison.tests[m].p_holm)})."
         )
     more = len(differing(family)) - len(said)
     if more > 0:
@@ -83,6 +83,11 @@ def p_text(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def _p(value: float) -> str:
+    text = p_text(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def texts(family: Family) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]], list[str]]]:
@@ -135,13 +140,13 @@ def _pair_notes(c: Comparison) -> list[str]:
     if isinstance(c.mcnemar, McNemar):
         m = c.mcnemar
         notes.append(
-            f"McNemar, exact: {m.only_a} images only A has right, {m.only_b} only B; p {p_text(m.p_value)} "
-            f"(the least that {m.only_a + m.only_b} images can give is {p_text(m.smallest_p)})."
+            f"McNemar, exact: {m.only_a} images only A has right, {m.only_b} only B; {_p(m.p_value)} "
+            f"(the least that {m.only_a + m.only_b} images can give is {_p(m.smallest_p)})."
         )
     else:
         notes.append(f"McNemar: {c.mcnemar}.")
     if isinstance(c.delong, DeLong):
-        notes.append(f"DeLong, AUC of malignancy: p {p_text(c.delong.p_value)}.")
+        notes.append(f"DeLong, AUC of malignancy: {_p(c.delong.p_value)}.")
     else:
         notes.append(f"DeLong: {c.delong}.")
     return notes
