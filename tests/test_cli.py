@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.fake import write_busi
+from tests.fake import write_busi, write_csv
 
 from sonobreast import cli
-from sonobreast.records import read_json, read_table
+from sonobreast.records import read_json, read_table, write_json
 
 SMALL = [
     "--set", "data.subsample=null", "--set", "preprocess.size=64", "--set", "training.epochs=2",
@@ -260,3 +260,164 @@ def test_a_stopped_training_from_scratch_goes_on(tmp_path: Path) -> None:
     assert call(*command) == 0
     assert len(read_table(tmp_path / "o" / "results.csv")) == 3
     assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
+
+
+def test_two_configurations_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.json"
+    assert call("compare", study, "test_resnet-adam", "Test_ResNet + SGDM", "--out", file) == 0
+    said = capsys.readouterr().out
+    for part in ("Accuracy", "Brier score", "McNemar, exact", "DeLong", "Holm p", str(file)):
+        assert part in said
+    pair = read_json(file)["pairs"][0]
+    metrics = {c["optimizer"]: c["accuracy"]["estimate"] for c in read_json(study / "metrics.json")["configurations"]}
+    assert pair["metrics"]["accuracy"]["a"] == pytest.approx(metrics["adam"])
+    assert pair["metrics"]["accuracy"]["b"] == pytest.approx(metrics["sgdm"])
+
+
+def test_all_pairs_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.json"
+    assert call("compare", study, "--metric", "accuracy", "--out", file) == 0
+    assert len(read_json(file)["pairs"]) == read_json(file)["family"] == 3
+    assert "test_resnet-adam" in capsys.readouterr().out
+
+
+BAD_COMPARISON = {
+    "one only": (["test_resnet-adam"], "only one configuration"),
+    "the same twice": (["test_resnet-adam", "TEST_RESNET + Adam"], "same configuration"),
+    "unknown": (["test_resnet-adam", "test_resnet-adamw"], "test_resnet-adam"),
+    "unknown metric": (["--metric", "acuracy"], "accuracy"),
+    "a file of the study": (["--out", "{study}/metrics.json"], "not a comparison"),
+    "no JSON": (["--out", "{study}/c.txt"], "JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COMPARISON)
+def test_bad_comparisons_are_said(name: str, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, said = BAD_COMPARISON[name]
+    assert call("compare", study, *(a.format(study=study) for a in arguments)) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_another_folder_is_no_study_to_compare(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("compare", data) != 0
+    assert "no predictions.csv" in capsys.readouterr().err
+
+
+def test_a_plan_says_how_many_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    from sonobreast.evaluation.planning import auc_planner, proportion_planner
+
+    assert call("plan", "--width", 0.1, "--expected", 0.9) == 0
+    assert f"needs {proportion_planner(0.1, 0.9)} images" in capsys.readouterr().out
+    assert call("plan", "--width", 0.1, "--expected", 0.9, "--design-effect", 1.5, "--auc") == 0
+    needed = auc_planner(0.1, 0.9, 0.27, 1.5)
+    said = capsys.readouterr().out
+    assert f"needs {sum(needed)} images, {needed.malignant} of them malignant" in said
+    assert "design effect" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--width", "10", "--expected", "0.9"], "between 0 and 1"),
+        (["--width", "0.1", "--expected", "90"], "0 to 1"),
+        (["--width", "0.1", "--expected", "0.9", "--level", "95"], "0.95"),
+        (["--width", "0.1", "--expected", "0.9", "--design-effect", "0.5"], "or more"),
+        (["--width", "0.1", "--expected", "0.4", "--auc"], "AUC"),
+    ],
+)
+def test_bad_plans_are_said(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("plan", *arguments) != 0
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def folded(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with patients, folds and seeds."""
+    folder = tmp_path_factory.mktemp("folded")
+    table = write_csv(folder / "data", {"benign": 14, "malignant": 14, "normal": 14})
+    arguments = [
+        *SMALL, "--set", "split.kind=kfold", "--set", "split.folds=2", "--set", "split.grouping=group",
+        "--set", "split.validation=0.3", "--set", "training.seeds=[0,1]", "--set", "training.optimizers=[adam,sgdm]",
+        "--set", "training.epochs=1",
+    ]  # fmt: skip
+    assert call("study", "run", "--data", table, "--weights", tiny_weights, "--out", folder / "out", *arguments) == 0
+    return folder / "out"
+
+
+def section(html: str, title: str) -> str:
+    """What stands under a heading."""
+    start = html.index(f"<h2>{title}</h2>")
+    return html[start : html.index("<h2>", start + 4)]
+
+
+def test_report_of_folds_seeds_and_patients(folded: Path) -> None:
+    html = (folded / "report.html").read_text(encoding="utf-8")
+    metrics = read_json(folded / "metrics.json")
+    first, nested = metrics["configurations"][0], metrics["nested_choice"]
+    assert f"test accuracy {100 * nested['accuracy']['estimate']:.1f} %" in section(html, "Result")
+    assert "One half as wide would need about" in section(html, "Result")
+    assert sum(c["times"] for c in nested["chosen"]) == 2
+    differ = section(html, "Do the configurations differ?")
+    assert "data:image/png;base64" in differ
+    assert "test_resnet + Adam<br>test_resnet + SGDM" in differ
+    spread = section(html, "How much the runs vary")
+    assert "This is no interval" in spread
+    assert f"{100 * first['spread']['minimum']:.1f}–{100 * first['spread']['maximum']:.1f}" in spread
+    assert first["spread"]["count"] == 4
+    assert f"{first['patients']['n']} patients" in section(html, "By patient")
+    assert (first["patients"]["n"], first["patients"]["images"]) == (21, 42)
+    values = section(html, "What an alarm is worth: predictive values")
+    assert "PPV at<br>0.5 %" in values
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", html)
+    with Image.open(folded / "figures" / "differences.png") as picture:
+        assert picture.width > 200
+
+
+def test_report_of_a_hold_out_says_what_is_not_known(study: Path) -> None:
+    html = (study / "report.html").read_text(encoding="utf-8")
+    assert "Best on the validation images" in section(html, "Result")
+    assert "Each configuration was run once" in section(html, "How much the runs vary")
+    assert "no patients are known" in section(html, "By patient")
+    assert "exact McNemar" in section(html, "Do the configurations differ?")
+
+
+def test_prevalences_can_be_chosen(folded: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folded, tmp_path / "copy")
+    assert call("study", "report", copy, "--prevalence", 0.02, "--prevalence", 0.25) == 0
+    html = (copy / "report.html").read_text(encoding="utf-8")
+    assert "PPV at<br>2 %" in html
+    assert "NPV at<br>25 %" in html
+    assert "PPV at<br>0.5 %" not in html
+    before, after = (read_json(f / "metrics.json") for f in (folded, copy))
+    for old, new in zip(before["configurations"], after["configurations"], strict=True):
+        assert {k: v for k, v in old.items() if k != "predictive_values"} == {
+            k: v for k, v in new.items() if k != "predictive_values"
+        }
+
+
+def test_a_percentage_as_prevalence_is_refused(
+    folded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(folded, tmp_path / "copy")
+    assert call("study", "report", copy, "--prevalence", 2) != 0
+    assert "0.02" in capsys.readouterr().err
+    assert (copy / "metrics.json").read_bytes() == (folded / "metrics.json").read_bytes()
+
+
+def test_a_study_of_an_earlier_version_gives_a_report(
+    folded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(folded, tmp_path / "copy")
+    metrics = read_json(copy / "metrics.json")
+    new = ("spread", "patients", "patients_reason", "predictive_values", "missing")
+    old = [{k: v for k, v in c.items() if k not in new} for c in metrics["configurations"]]
+    write_json(copy / "metrics.json", {"level": 0.95, "resamples": 2000, "configurations": old})
+    assert call("study", "report", copy) == 0
+    assert read_json(copy / "metrics.json") == metrics
+    assert "Do the configurations differ?" in (copy / "report.html").read_text(encoding="utf-8")
+    write_json(copy / "metrics.json", {"level": 0.95, "resamples": 2000, "configurations": old})
+    (copy / "predictions.csv").unlink()
+    assert call("study", "report", copy) != 0
+    error = capsys.readouterr().err
+    assert "predictions.csv" in error
+    assert "run the study again" in error

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sonobreast.data.audit import Audit
     from sonobreast.data.cohort import Sources
     from sonobreast.data.manifest import Manifest
+    from sonobreast.evaluation.comparison import Family
     from sonobreast.training.study import Reporter
 
 app = typer.Typer(
@@ -268,11 +269,14 @@ def study_run(
 def study_report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a study.")],
     no_images: NoImages = False,
+    prevalence: Annotated[
+        list[float] | None, typer.Option(help="Share of cancer for the predictive values; repeatable.")
+    ] = None,
 ) -> None:
     """Draw the figures and the report of a study anew from its files."""
     from sonobreast.evaluation.report import write_report
 
-    file = write_report(out, images=not no_images)
+    file = write_report(out, images=not no_images, prevalences=prevalence or ())
     _console().print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 
@@ -513,6 +517,87 @@ class _progress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+
+@app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    a: Annotated[str | None, typer.Argument(metavar="[A]", help="Configuration, such as ResNet50V2-adam.")] = None,
+    b: Annotated[str | None, typer.Argument(metavar="[B]", help="The other one; without A and B, all pairs.")] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", metavar="NAME", help="Only this; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Write the comparison, too.")] = None,
+) -> None:
+    """Compare configurations of a study on the same test images: differences, intervals, tests, Holm's correction."""
+    from sonobreast.errors import SonobreastError
+    from sonobreast.evaluation import comparison, comparison_text
+    from sonobreast.evaluation.predictions import read_predictions
+
+    if (a is None) != (b is None):
+        raise SonobreastError(
+            f"only one configuration is given ({a})", remedy="give two, or none: then every pair is compared"
+        )
+    if not (study / "predictions.csv").is_file():
+        raise SonobreastError(
+            "this folder holds no predictions.csv",
+            file=study,
+            remedy="give the folder that `sonobreast study run --out` wrote",
+        )
+    if out is not None:
+        comparison_text.check_target(out)
+    table = read_predictions(study / "predictions.csv")
+    if a is None or b is None:
+        family = comparison.compare_all(table, metrics=metric)
+    else:
+        family = comparison.compare_two(table, a, b, metrics=metric)
+    _print_comparison(family)
+    if out is not None:
+        comparison_text.write(out, family)
+        _console().print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
+def _print_comparison(family: Family) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sonobreast.evaluation import comparison_text
+
+    console = _console()
+    for title, header, rows, notes in comparison_text.texts(family):
+        table = Table(title=escape(title), title_justify="left")
+        for i, name in enumerate(header):
+            table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+        for note in notes:
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+    for sentence in comparison_text.sentences(family):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    width: Annotated[float, typer.Option(help="Full width wanted: 0.1 is plus or minus five points.")],
+    expected: Annotated[float, typer.Option(help="The accuracy, sensitivity ... or AUC that is expected.")],
+    design_effect: Annotated[float, typer.Option(help="How many images carry as much as one alone; 1 or more.")] = 1.0,
+    auc: Annotated[bool, typer.Option("--auc", help="Plan for an AUC, not for a share of images.")] = False,
+    malignant_share: Annotated[float, typer.Option(help="With --auc: share of cancers among the images.")] = 0.27,
+    level: Annotated[float, typer.Option(help="Confidence level.")] = 0.95,
+) -> None:
+    """Say how many cases an interval of a given width needs."""
+    from rich.table import Table
+
+    from sonobreast.evaluation import planning
+
+    share = malignant_share if auc else None
+    console = _console()
+    console.print(planning.sentence(width, expected, design_effect, share, level), highlight=False, soft_wrap=True)
+    table = Table()
+    for name in planning.PLAN_COLUMNS:
+        table.add_column(name, justify="right")
+    for row in planning.rows(width, expected, design_effect, share, level):
+        table.add_row(*row)
+    console.print(table)
 
 
 def main() -> None:

@@ -7,8 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonobreast.errors import SonobreastError
-from sonobreast.evaluation.intervals import wilson
-from sonobreast.evaluation.planning import auc_planner, hanley_mcneil_error, proportion_planner
+from sonobreast.evaluation.intervals import wilson, wilson_limits
+from sonobreast.evaluation.planning import (
+    PLAN_COLUMNS,
+    auc_planner,
+    cases_for_half,
+    hanley_mcneil_error,
+    proportion_planner,
+    rows,
+)
 
 
 @given(st.floats(0.02, 0.4), st.integers(0, 20), st.sampled_from([0.8, 0.95, 0.99]))
@@ -73,3 +80,36 @@ def test_bad_plans_are_refused() -> None:
     for width, expected, share in ((0.1, 1.0, 0.5), (0.1, 0.4, 0.5), (0.1, 0.9, 0.0), (2, 0.9, 0.5)):
         with pytest.raises(SonobreastError):
             auc_planner(width, expected, share)
+
+
+def test_half_the_interval_needs_about_four_times_the_cases() -> None:
+    low, high = wilson_limits(0.85, 200, 0.95)
+    found = cases_for_half(0.85, low, high, 200)
+    assert found is not None
+    assert found[1] == pytest.approx(1.0)
+    assert 3.8 * 200 < found[0] < 4.2 * 200
+
+
+def test_the_design_effect_of_a_wide_interval_is_kept() -> None:
+    """An interval as wide as that of half the cases shows a design effect of 2."""
+    low, high = wilson_limits(0.85, 200, 0.95)
+    found = cases_for_half(0.85, low, high, 400)
+    assert found is not None
+    assert found[1] == pytest.approx(2.0, rel=0.03)
+    independent = proportion_planner((high - low) / 2, 0.85)
+    assert found[0] == pytest.approx(found[1] * independent, rel=0.01)
+    assert cases_for_half(1.0, 1.0, 1.0, 20) is None
+
+
+@pytest.mark.parametrize(("width", "share"), [(0.1, None), (0.1, 0.27), (0.7, None)])
+def test_rows_are_plans_of_their_own(width: float, share: float | None) -> None:
+    found = rows(width, 0.9, 1.5, share, 0.95)
+    assert len(found) == (5 if width < 0.5 else 3)
+    for w, images, malignant, _ in found:
+        n = int(images.replace(",", ""))
+        if share is None:
+            assert n == proportion_planner(float(w), 0.9, 1.5)
+        else:
+            needed = auc_planner(float(w), 0.9, share, 1.5)
+            assert (n, malignant) == (sum(needed), str(needed.malignant))
+        assert all(len(r) == len(PLAN_COLUMNS) for r in found)

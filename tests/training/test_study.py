@@ -45,7 +45,7 @@ def _quick_intervals() -> Any:
     """The intervals have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
         original = study.study_metrics
-        patch.setattr(study, "study_metrics", lambda table: original(table, resamples=1000))
+        patch.setattr(study, "study_metrics", lambda *given: original(*given, resamples=1000))
         yield
 
 

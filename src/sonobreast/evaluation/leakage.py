@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from sonobreast.evaluation.compare import Difference, paired_difference, spread
 from sonobreast.evaluation.intervals import bootstrap
 from sonobreast.evaluation.metrics import Scored
-from sonobreast.evaluation.plots import BLUE, GREEN, STYLE, VERMILION, configuration_title, png
-from sonobreast.evaluation.summary import KEYS, classes_of, repeats_of
+from sonobreast.evaluation.plots import BLUE, GREEN, STYLE, VERMILION, png
+from sonobreast.evaluation.predictions import KEYS, classes_of, configuration_title, repeats_of
 from sonobreast.page import write_page
 from sonobreast.records import atomic
 

@@ -103,6 +103,89 @@ def auc_planner(
     return CasesNeeded(math.ceil(malignant_share * n - 1e-9), math.ceil((1 - malignant_share) * n - 1e-9))
 
 
+def neighbouring_widths(width: float) -> list[float]:
+    """Half, three quarters, once, one and a half times and twice a full width, as far as they are below 1."""
+    return [w for w in (round(width * f, 6) for f in (0.5, 0.75, 1.0, 1.5, 2.0)) if 0 < w < 1]
+
+
+PLAN_COLUMNS = ("full width", "images", "of them malignant", "independent cases")
+
+
+def rows(
+    width: float, expected: float, design_effect: float, malignant_share: float | None, level: float
+) -> list[tuple[str, ...]]:
+    """What the interval's width costs, for `neighbouring_widths`, as text under ``PLAN_COLUMNS``.
+
+    Parameters and errors as in `auc_planner`; without ``malignant_share`` as in `proportion_planner`.
+    """
+    table: list[tuple[str, ...]] = []
+    for w in neighbouring_widths(width):
+        images, malignant = _images(w, expected, design_effect, malignant_share, level)
+        table.append((f"{w:.3g}", f"{images:,}", malignant, f"{math.ceil(images / design_effect):,}"))
+    return table
+
+
+def sentence(width: float, expected: float, design_effect: float, malignant_share: float | None, level: float) -> str:
+    """How many cases an interval of a width needs, in words; see `rows`."""
+    images, malignant = _images(width, expected, design_effect, malignant_share, level)
+    figure = "A share" if malignant_share is None else "An AUC"
+    cancers = "" if malignant_share is None else f", {malignant} of them malignant,"
+    one_by_one = math.ceil(images / design_effect)
+    said = (
+        f"{figure} near {expected:g} needs {images:,} images{cancers} for a {100 * level:g} % interval that is at most "
+        f"{width:g} wide from end to end. "
+    )
+    if design_effect > 1:
+        said += (
+            f"With a design effect of {design_effect:g} they carry as much as {one_by_one:,} independent images: that "
+            "many patients or groups with one image each would do. "
+        )
+    else:
+        said += (
+            f"That is one image from each of {one_by_one:,} patients or groups: images of one patient, and copies, are "
+            "right or wrong together and more of them are needed (--design-effect, about 1.5 on BUSI). "
+        )
+    if malignant_share is None:
+        said += "For an accuracy count all images, for a sensitivity the cancers, for a specificity the others."
+    return said
+
+
+def _images(
+    width: float, expected: float, design_effect: float, malignant_share: float | None, level: float
+) -> tuple[int, str]:
+    if malignant_share is None:
+        return proportion_planner(width, expected, design_effect, level), "–"
+    needed = auc_planner(width, expected, malignant_share, design_effect, level)
+    return sum(needed), f"{needed.malignant:,}"
+
+
+def cases_for_half(estimate: float, low: float, high: float, n: int, level: float = 0.95) -> tuple[int, float] | None:
+    """Cases for an interval half as wide as one that was found, and the design effect that it shows.
+
+    The design effect is the square of the interval's width over that of Wilson's on n independent cases, at least 1:
+    further cases are taken to come in groups like the ones seen.
+
+    Parameters
+    ----------
+    estimate, low, high : float
+        A proportion and its interval, in [0, 1].
+    n : int
+        Cases that it rests on.
+    level : float
+        In (0, 1).
+
+    Returns
+    -------
+    tuple of int and float, or None
+        None where the interval has no width.
+    """
+    if not high - low > 0:
+        return None
+    below, above = wilson_limits(estimate, n, level)
+    effect = max(1.0, ((high - low) / (above - below)) ** 2)
+    return proportion_planner((high - low) / 2, estimate, effect, level), effect
+
+
 def hanley_mcneil_error(auc: float, malignant: float, others: float) -> float:
     """Standard error of an AUC A from m cancers and k others, before there are data.
 

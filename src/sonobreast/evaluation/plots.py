@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sonobreast.evaluation import published
+from sonobreast.evaluation.glossary import describe
+from sonobreast.evaluation.predictions import OPTIMIZER_TITLES, configuration_title
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 _COLOURS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#F0E442")
@@ -29,12 +32,6 @@ STYLE: Any = {
     "figure.dpi": 110.0,
     "savefig.dpi": 150.0,
 }
-OPTIMIZER_TITLES = {"adam": "Adam", "rmsprop": "RMSprop", "sgdm": "SGDM", "sgd": "SGD", "adamw": "AdamW"}
-
-
-def configuration_title(architecture: str, optimizer: str) -> str:
-    """``ResNet50V2 + SGDM``."""
-    return f"{architecture} + {OPTIMIZER_TITLES.get(optimizer, optimizer)}"
 
 
 def png(figure: Figure) -> bytes:
@@ -201,6 +198,70 @@ def comparison_plot(frame: pd.DataFrame, chance: float | None = None) -> Figure:
     return figure
 
 
+def differences_frame(pairs: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> pd.DataFrame:
+    """Differences of pairs of configurations in long form.
+
+    Parameters
+    ----------
+    pairs : sequence of mapping
+        ``pairs`` of the comparisons in a study's ``metrics.json``.
+    metrics : sequence of str
+
+    Returns
+    -------
+    DataFrame
+        ``a, b, metric, difference, low, high, p_holm``; NaN where there is none.
+    """
+    rows = [
+        {
+            "a": configuration_title(*pair["a"].values()),
+            "b": configuration_title(*pair["b"].values()),
+            "metric": m,
+            "difference": pair["metrics"][m]["interval"]["estimate"],
+            "low": pair["metrics"][m]["interval"]["low"],
+            "high": pair["metrics"][m]["interval"]["high"],
+            "p_holm": pair["metrics"][m]["p_holm"],
+        }
+        for pair in pairs
+        for m in metrics
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(("difference", "low", "high", "p_holm"), float))
+
+
+def differences_plot(frame: pd.DataFrame) -> Figure:
+    """Differences of pairs with their intervals around a zero line, a panel for each metric.
+
+    Filled where Holm's p is at most 0.05, open where no difference is shown.
+    """
+    pairs = list(dict.fromkeys(zip(frame["a"], frame["b"], strict=True)))
+    metrics = list(dict.fromkeys(frame["metric"]))
+    figure, axes = _figure(8.2, 1.1 + 0.36 * len(pairs), 1, len(metrics), sharey=True)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        part = frame[frame["metric"] == metric].set_index(["a", "b"]).loc[pairs]
+        y = np.arange(len(pairs))
+        shown = (part["p_holm"] <= 0.05).to_numpy()
+        axis.axvline(0.0, color="black", lw=0.9)
+        axis.hlines(y, part["low"], part["high"], color=np.where(shown, BLUE, GREY), lw=1.8)
+        for mask, face, edge in ((shown, BLUE, BLUE), (~shown, "white", GREY)):
+            axis.plot(part["difference"][mask], y[mask], "o", mfc=face, mec=edge, ms=5.5, mew=1.4)
+        reach = 1.08 * np.nanmax(np.abs(part[["difference", "low", "high"]].to_numpy()), initial=0.02)
+        axis.set_xlim(-reach, reach)
+        axis.set_ylim(len(pairs) - 0.4, -0.6)
+        axis.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+        axis.set_title(describe(metric).title, fontsize=9)
+        axis.set_xlabel("← B higher        A higher →", fontsize=8)
+        axis.grid(axis="y", color="#e4e8ee", lw=0.7)
+        axis.set_axisbelow(True)
+        axis.tick_params(axis="y", length=0)
+    axes[0, 0].set_yticks(range(len(pairs)), [f"{a}\n{b}" for a, b in pairs], fontsize=7.5)
+    handles = [
+        Line2D([], [], color=BLUE, marker="o", mfc=BLUE, ms=5.5, lw=1.8, label="Holm p at most 0.05"),
+        Line2D([], [], color=GREY, marker="o", mfc="white", ms=5.5, lw=1.8, label="no difference shown"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
 def confusion_frame(metrics: Mapping[str, Any]) -> pd.DataFrame:
     """Confusion matrices in long form: ``architecture, optimizer, truth, predicted, images``."""
     rows = [
@@ -282,12 +343,16 @@ def draw_study(
     paper: str | None,
     chance: float | None,
     pretrained: Mapping[str, float],
+    pairs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Callable[[], Figure]]:
     """The figures that need no images: name of the file without ``.png`` -> a function that draws it."""
     figures: dict[str, Callable[[], Figure]] = {
         "comparison": lambda: comparison_plot(comparison_frame(metrics, paper, pretrained), chance),
         "confusion": lambda: confusion_plot(confusion_frame(metrics)),
     }
+    if pairs:
+        compared = metrics["comparisons"]["metrics"]
+        figures["differences"] = lambda: differences_plot(differences_frame(pairs, compared))
     for (architecture, optimizer), runs in histories.items():
         figures[curves_name(architecture, optimizer)] = lambda a=architecture, o=optimizer, r=runs: curves_plot(  # type: ignore[misc]
             curves_frame(r), configuration_title(a, o), {k: best_epochs[k] for k in r}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,24 @@ from sonobreast import __version__
 from sonobreast.config import Recipe, leaves, load_recipe, parse_recipe, recipe_names
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import plots, published
+from sonobreast.evaluation.comparison import HEADLINE_METRICS
+from sonobreast.evaluation.comparison_text import p_text
 from sonobreast.evaluation.glossary import describe, metric_names
-from sonobreast.records import SUBSETS, atomic, check_version, read_json, read_table
+from sonobreast.evaluation.planning import cases_for_half
+from sonobreast.evaluation.predictions import (
+    KEYS,
+    OPTIMIZER_TITLES,
+    configuration_title,
+    read_patients,
+    read_predictions,
+)
+from sonobreast.evaluation.predictive import PREVALENCES
+from sonobreast.evaluation.summary import is_complete, study_metrics
+from sonobreast.records import SUBSETS, atomic, check_version, read_json, read_table, write_json
 
 # Figures that show images of the data set; they are drawn while the study runs and left out with --no-images.
 PICTURES = ("samples", "augmentation")
-_HEADLINE_METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "f1_macro",
-    "sensitivity_malignant",
-    "specificity_malignant",
-    "auc_malignant",
-    "auc_ovr_macro",
-    "brier",
-)
+_MOST_PAIRS = 28  # those of eight configurations
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,10 @@ def read_study(out: Path) -> Study:
     )
 
 
-def write_report(out: Path, *, images: bool = True) -> Path:
+def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float] = ()) -> Path:
     """Draw ``figures/*.png`` and write ``report.html``.
+
+    A ``metrics.json`` of an earlier version is made anew from ``predictions.csv``.
 
     Parameters
     ----------
@@ -99,6 +104,8 @@ def write_report(out: Path, *, images: bool = True) -> Path:
         Folder of the study.
     images : bool
         Whether the report shows images of the data set.
+    prevalences : sequence of float
+        Shares of cancer for the predictive values; ``metrics.json`` is made anew for them. It keeps its own otherwise.
 
     Raises
     ------
@@ -106,10 +113,18 @@ def write_report(out: Path, *, images: bool = True) -> Path:
         See `read_study`.
     """
     study = read_study(out)
+    if prevalences or not is_complete(study.metrics):
+        study = replace(study, metrics=_metrics_anew(out, prevalences or PREVALENCES))
     best = {r: int(b) for r, b in zip(study.results["run"], study.results["best_epoch"], strict=True)}
     pretrained = dict(zip(study.results["architecture"], study.results["pretrained_share"].astype(float), strict=True))
     drawings = plots.draw_study(
-        study.metrics, study.histories, best, study.recipe.paper, _largest_class(study), pretrained
+        study.metrics,
+        study.histories,
+        best,
+        study.recipe.paper,
+        _largest_class(study),
+        pretrained,
+        _pairs_shown(study.metrics),
     )
     figures: dict[str, str] = {}
     for name, draw in drawings.items():
@@ -126,6 +141,7 @@ def write_report(out: Path, *, images: bool = True) -> Path:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"percent": _percent, "number": _number, "interval": _interval, "ratio": _ratio}
+    environment.filters |= {"signed": _signed, "p_text": p_text}
     source = (resources.files("sonobreast") / "evaluation" / "report.html.j2").read_text(encoding="utf-8")
     html = environment.from_string(source).render(figures=figures, images=images, **_content(study))
     with atomic(out / "report.html") as stream:
@@ -133,12 +149,43 @@ def write_report(out: Path, *, images: bool = True) -> Path:
     return out / "report.html"
 
 
+def _metrics_anew(out: Path, prevalences: Sequence[float]) -> dict[str, Any]:
+    """Write ``metrics.json`` from the study's predictions."""
+    table, patients = read_predictions(out / "predictions.csv"), read_patients(out / "manifest.csv")
+    write_json(out / "metrics.json", study_metrics(table, patients, prevalences=prevalences))
+    return read_json(out / "metrics.json")
+
+
+def _pairs_shown(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Pairs for figure and table: all, or only those of the chosen configuration where these would be too many."""
+    pairs: list[Mapping[str, Any]] = (metrics["comparisons"] or {}).get("pairs", [])
+    if len(pairs) <= _MOST_PAIRS:
+        return pairs
+    best = _chosen(metrics["configurations"])
+    chosen = {k: best[k] for k in KEYS}
+    return [p for p in pairs if chosen in (p["a"], p["b"])]
+
+
+def _chosen(configurations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return max(configurations, key=lambda c: c["subset_accuracy"]["validation"])
+
+
+def _cases_for_half(figure: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an interval half as wide would need, from the accuracy that the report leads with."""
+    if figure["low"] is None or figure["high"] is None:
+        return None
+    needed = cases_for_half(figure["estimate"], figure["low"], figure["high"], figure["n"], figure["level"])
+    if needed is None:
+        return None
+    return {"images": needed[0], "effect": needed[1], "points": 100 * (figure["high"] - figure["low"])}
+
+
 def _content(study: Study) -> dict[str, Any]:
     recipe, paper = study.recipe, study.recipe.paper
     configurations = [_configuration(c, study) for c in study.metrics["configurations"]]
     classes = study.metrics["configurations"][0]["classes"]
     used = study.split[(study.split["repeat"] == "0") & (study.split["fold"] == "0")]
-    shown = [m for m in _HEADLINE_METRICS if m in metric_names(classes)]
+    shown = [m for m in HEADLINE_METRICS if m in metric_names(classes)]
     return {
         "version": __version__,
         "recipe": recipe,
@@ -153,7 +200,15 @@ def _content(study: Study) -> dict[str, Any]:
         "coverage_line": " ".join(
             f"{a}: {part['coverage'].iloc[0]}." for a, part in study.results.groupby("architecture", sort=False)
         ),
-        "chosen": max(configurations, key=lambda c: c["subset_accuracy"]["validation"]),
+        "chosen": _chosen(configurations),
+        "notes": _notes(study.metrics["configurations"], shown),
+        "nested": study.metrics["nested_choice"],
+        "half": _cases_for_half((study.metrics["nested_choice"] or _chosen(configurations))["accuracy"]),
+        "comparisons": study.metrics["comparisons"],
+        "pairs": _pairs_shown(study.metrics),
+        "malignant_share": _malignant_share(study),
+        "describe": describe,
+        "title_of": lambda key: configuration_title(key["architecture"], key["optimizer"]),
         "largest_class": _largest_class(study),
         "runs": len(study.results),
         "failed": study.failed,
@@ -173,8 +228,8 @@ def _configuration(c: Mapping[str, Any], study: Study) -> dict[str, Any]:
     mine = study.results[(study.results["architecture"] == architecture) & (study.results["optimizer"] == optimizer)]
     return {
         **c,
-        "title": plots.configuration_title(architecture, optimizer),
-        "optimizer_title": plots.OPTIMIZER_TITLES.get(optimizer, optimizer),
+        "title": configuration_title(architecture, optimizer),
+        "optimizer_title": OPTIMIZER_TITLES.get(optimizer, optimizer),
         "coverage": mine["coverage"].iloc[0],
         "pretrained": float(mine["pretrained_share"].iloc[0]),
         "epochs": _span(mine["epochs"].astype(float)),
@@ -194,6 +249,21 @@ def _span(values: pd.Series[float]) -> str:
 def _largest_class(study: Study) -> float | None:
     support = [v["support"] for v in study.metrics["configurations"][0]["per_class"].values()]
     return max(support) / sum(support) if sum(support) else None
+
+
+def _notes(configurations: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> dict[str, list[str]]:
+    """What a reader must know beside the figures of each part, once each."""
+    figures: dict[str, list[Mapping[str, Any]]] = {"metrics": [], "patients": [], "predictive_values": []}
+    for c in configurations:
+        figures["metrics"] += [c["metrics"][m] for m in shown]
+        figures["patients"] += [c["patients"]["metrics"][m] for m in shown] if c["patients"] else []
+        figures["predictive_values"] += [v[w] for v in c["predictive_values"] or [] for w in ("ppv", "npv")]
+    return {part: list(dict.fromkeys(f["note"] for f in found if f["note"])) for part, found in figures.items()}
+
+
+def _malignant_share(study: Study) -> float | None:
+    support = {k.strip().casefold(): v["support"] for k, v in study.metrics["configurations"][0]["per_class"].items()}
+    return support["malignant"] / sum(support.values()) if support.get("malignant") else None
 
 
 def _class_table(study: Study) -> list[dict[str, Any]]:
@@ -313,6 +383,12 @@ def _settings(recipe: Recipe) -> list[dict[str, str]]:
 
 def _percent(value: float | None, decimals: int = 1) -> str:
     return "–" if value is None or value != value else f"{100 * value:.{decimals}f}"
+
+
+def _signed(value: float | None, decimals: int = 3) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")  # + 0.0: no "−0.000"
 
 
 def _ratio(value: float | None) -> str:

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from sonobreast.evaluation.compare import bootstrap_p, holm, mcnemar_exact
 from sonobreast.evaluation.intervals import percentile_limits
-from sonobreast.evaluation.plots import BLUE, STYLE, VERMILION, configuration_title, png, published_accuracies
+from sonobreast.evaluation.plots import BLUE, STYLE, VERMILION, png, published_accuracies
+from sonobreast.evaluation.predictions import configuration_title
 from sonobreast.page import write_page
 from sonobreast.records import atomic
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.compare import spread
+from sonobreast.evaluation.comparison import HEADLINE_METRICS, compare_all
+from sonobreast.evaluation.comparison_text import content
+from sonobreast.evaluation.glossary import metric_names
 from sonobreast.evaluation.intervals import Interval, accuracy_interval, bootstrap
-from sonobreast.evaluation.metrics import Scored, confusion, evaluate
-from sonobreast.records import PREDICTION_COLUMNS, SUBSETS, check_version
+from sonobreast.evaluation.metrics import Scored, by_patient, confusion, evaluate
+from sonobreast.evaluation.predictions import (
+    KEYS,
+    Key,
+    Repeats,
+    configurations,
+    folds_of,
+    scored_table,
+    whole_repeats,
+)
+from sonobreast.evaluation.predictions import read_patients as read_patients
+from sonobreast.evaluation.predictions import read_predictions as read_predictions
+from sonobreast.evaluation.predictions import scored as scored
+from sonobreast.evaluation.predictive import PREVALENCES, predictive_values
+from sonobreast.records import SUBSETS
 
-KEYS = ["architecture", "optimizer"]
 RESULT_COLUMNS = (
     "run",
     "architecture",
@@ -37,20 +55,6 @@ RESULT_COLUMNS = (
 )
 
 
-def scored(label: npt.ArrayLike, probability: npt.ArrayLike, classes: Sequence[str]) -> Scored:
-    """Predictions decided by the largest probability.
-
-    Parameters
-    ----------
-    label : int (n,)
-    probability : float (n, C)
-    classes : sequence of str
-    """
-    p = np.asarray(probability, np.float64)
-    p = p / p.sum(axis=1, keepdims=True)  # single precision sums to 1 within 1e-7 only
-    return Scored(np.asarray(label), p.argmax(axis=1), p, tuple(classes))
-
-
 def figures(predictions: Scored) -> dict[str, Any]:
     """Metrics of one set of predictions, support of each class and confusion matrix (rows truth), JSON-ready."""
     return {
@@ -67,99 +71,51 @@ def support(predictions: Scored) -> dict[str, int]:
     return {c: int(n) for c, n in zip(predictions.classes, count, strict=True)}
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a ``predictions.csv``.
-
-    Raises
-    ------
-    SonobreastError
-        If it is missing, lacks a column, has no rows or was written by a newer version.
-    """
-    try:
-        # Names such as "NA" and "null" are classes and images like others.
-        table = pd.read_csv(path, keep_default_na=False, dtype=dict.fromkeys(_TEXT_COLUMNS, str))
-    except (OSError, ValueError) as error:
-        raise SonobreastError(
-            f"the predictions cannot be read ({error})", file=path, remedy="run the study again"
-        ) from error
-    missing = [c for c in (*PREDICTION_COLUMNS, "schema_version") if c not in table]
-    if missing or not classes_of(table):
-        raise SonobreastError(
-            f"column {', '.join(missing) or 'p_<class>'} is missing", file=path, remedy="run the study again"
-        )
-    if table.empty:
-        raise SonobreastError("there are no predictions", file=path, remedy="run the study to its end")
-    check_version(table["schema_version"].iloc[0], path)
-    return table
-
-
-_TEXT_COLUMNS = ("run", "architecture", "optimizer", "subset", "image", "group", "label", "predicted")
-
-
-def classes_of(table: pd.DataFrame) -> tuple[str, ...]:
-    """Classes in the order of the probability columns."""
-    return tuple(c.removeprefix("p_") for c in table.columns if c.startswith("p_"))
-
-
-def scored_table(table: pd.DataFrame) -> Scored:
-    """The rows of a predictions table as they are."""
-    classes = classes_of(table)
-    code = {c: i for i, c in enumerate(classes)}
-    probability = table[[f"p_{c}" for c in classes]].to_numpy(np.float64)
-    return scored(table["label"].map(code).to_numpy(), probability, classes)
-
-
-def repeats_of(table: pd.DataFrame, subset: str = "test") -> tuple[list[Scored], npt.NDArray[Any], list[str]]:
-    """The predictions of one configuration, one set for each repeat and seed, over the same cases in the same order.
-
-    The folds of a repeat are put together: each image is a test image once. Further repeats and seeds are further
-    predictions of the same cases, not further cases.
-
-    Returns
-    -------
-    repeats : list of Scored
-    group : ndarray of str, (n,)
-    left_out : list of str
-        Repeats that do not cover all cases, because a fold failed.
-    """
-    chosen = table[table["subset"] == subset].sort_values(["repeat", "seed", "image"], kind="stable")
-    parts = {f"repeat {r}, seed {s}": part for (r, s), part in chosen.groupby(["repeat", "seed"], sort=True)}
-    longest = max(len(p) for p in parts.values())
-    whole = {k: p for k, p in parts.items() if len(p) == longest}
-    first = next(iter(whole.values()))
-    for name, part in whole.items():
-        if part["image"].tolist() != first["image"].tolist() or part["image"].duplicated().any():
-            raise SonobreastError(
-                f"the {subset} images of {name} are not those of the other repeats",
-                remedy="predictions.csv was changed by hand or put together from two studies; run the study again",
-            )
-    return [scored_table(p) for p in whole.values()], first["group"].to_numpy(), sorted(set(parts) - set(whole))
-
-
-def configuration(table: pd.DataFrame, *, resamples: int = 2000) -> dict[str, Any]:
+def configuration(
+    table: pd.DataFrame,
+    patients: Mapping[str, str] | None = None,
+    *,
+    prevalences: Sequence[float] = PREVALENCES,
+    resamples: int = 2000,
+) -> dict[str, Any]:
     """Figures of one architecture and optimizer on its test images, JSON-ready.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Rows of one configuration.
+    patients : mapping of str to str, optional
+        Image -> patient, empty where it is not known.
+    prevalences : sequence of float
+        Shares of cancer, each between 0 and 1, for the predictive values.
+    resamples : int
 
     Returns
     -------
     dict
         ``accuracy`` and each of ``metrics`` with its 95 % interval; ``per_class`` with precision, recall, F1 and
-        support; ``confusion`` (rows truth; the mean over repeats where there are several); ``runs``, ``repeats``.
+        support; ``confusion`` (rows truth; the mean over repeats where there are several); ``runs``, ``repeats``;
+        ``spread`` of the runs' accuracies; ``patients``: headline metrics by patient, or None and the reason in
+        ``patients_reason``; ``predictive_values``, None where no class is malignant.
     """
-    repeats, group, left_out = repeats_of(table)
+    whole = whole_repeats(table)
+    repeats, group = list(whole.sets.values()), whole.group
     intervals = bootstrap(repeats, group, resamples=resamples, method="bca")
     accuracy = accuracy_interval(repeats, group, resamples=resamples, method="bca")
     classes = repeats[0].classes
     count = support(repeats[0])
     matrix = np.mean([confusion(r) for r in repeats], axis=0)
-    per_run = [float(scored_table(t).correct.mean()) for _, t in table[table["subset"] == "test"].groupby("run")]
+    per_run = _run_accuracies(table, "test")
+    of_patients, reason = _by_patient(whole, patients or {}, resamples)
     return {
         "runs": int(table["run"].nunique()),
         "repeats": len(repeats),
-        "left_out": left_out,
+        "left_out": list(whole.left_out),
         "n": repeats[0].n,
         "groups": accuracy.groups,
         "accuracy": accuracy.as_dict(),
         "accuracy_of_runs": per_run,
+        "spread": spread(per_run).as_dict(),
         "subset_accuracy": {s: float(np.mean(_run_accuracies(table, s))) for s in SUBSETS},
         "per_class": {
             c: {
@@ -169,6 +125,9 @@ def configuration(table: pd.DataFrame, *, resamples: int = 2000) -> dict[str, An
             for c in classes
         },
         "metrics": {k: v.as_dict() for k, v in {**intervals, "accuracy": accuracy}.items()},
+        "patients": of_patients,
+        "patients_reason": reason,
+        "predictive_values": predictive_values(repeats, group, intervals, prevalences, resamples=resamples),
         "classes": list(classes),
         "confusion": matrix.tolist(),
     }
@@ -183,16 +142,163 @@ def _short(interval: Interval) -> dict[str, Any]:
     return {k: content[k] for k in ("estimate", "low", "high")}
 
 
-def study_metrics(table: pd.DataFrame, *, resamples: int = 2000) -> dict[str, Any]:
-    """The content of a study's ``metrics.json``: one entry for each architecture and optimizer, in order."""
+def _headline(repeats: Sequence[Scored], group: npt.ArrayLike, resamples: int) -> dict[str, Any]:
+    """The headline metrics that these classes have, with their intervals."""
+    names = [m for m in HEADLINE_METRICS if m in metric_names(repeats[0].classes)]
+    found = bootstrap(repeats, group, metrics=names, resamples=resamples, method="bca")
+    found["accuracy"] = accuracy_interval(repeats, group, resamples=resamples, method="bca")
+    return {m: i.as_dict() for m, i in found.items()}
+
+
+def _by_patient(whole: Repeats, patients: Mapping[str, str], resamples: int) -> tuple[dict[str, Any] | None, str]:
+    """Figures with one row a patient (`sonobreast.evaluation.metrics.by_patient`), or why there are none."""
+    patient = np.asarray([patients.get(i, "").strip() for i in whole.image])
+    n, unknown = len(patient), int(np.sum(patient == ""))
+    if unknown:
+        return None, "no patients are known" if unknown == n else f"{unknown} of {n} test images have no patient"
+    if len(np.unique(patient)) == n:
+        return None, "each patient has one test image, so the figures by image are those by patient"
+    try:
+        repeats = [by_patient(s, patient) for s in whole.sets.values()]
+    except SonobreastError as error:
+        return None, error.what
+    metrics = _headline(repeats, patient_clusters(patient, whole.group), resamples)
+    return {"n": repeats[0].n, "groups": metrics["accuracy"]["groups"], "images": n, "metrics": metrics}, ""
+
+
+def patient_clusters(patient: npt.ArrayLike, group: npt.ArrayLike) -> npt.NDArray[Any]:
+    """A cluster for each patient (sorted ids): patients that share a near-duplicate group are not independent.
+
+    Parameters
+    ----------
+    patient, group : (n,)
+        Of each image.
+
+    Returns
+    -------
+    int (P,)
+    """
+    names, p = np.unique(np.asarray(patient), return_inverse=True)
+    groups, g = np.unique(np.asarray(group), return_inverse=True)
+    size = len(names) + len(groups)
+    links = coo_array((np.ones(len(p)), (p, len(names) + g)), shape=(size, size))
+    clusters: npt.NDArray[Any] = connected_components(links, directed=False)[1][: len(names)]
+    return clusters
+
+
+def nested_choice(table: pd.DataFrame, *, resamples: int = 2000) -> dict[str, Any] | None:
+    """What "take the configuration that is best on the validation images" gives on images that had no say in it.
+
+    In each fold of each repeat the configuration with the best validation accuracy (mean over its seeds; of equal ones
+    the first named) is taken, and its predictions of that fold's test images are pooled over the folds. A configuration
+    of which a seed failed in a fold is no candidate there, if another one has them all. On a hold-out this is the
+    configuration with the best validation accuracy.
+
+    The interval is for the sampling of test images; how the choice itself would vary with other training images is
+    shown by ``chosen`` only.
+
+    Parameters
+    ----------
+    table : DataFrame
+        All configurations of a study.
+    resamples : int
+
+    Returns
+    -------
+    dict or None
+        ``n``, ``groups``, ``repeats``, ``left_out``, ``choices`` (folds times repeats), ``chosen`` (architecture,
+        optimizer, times), ``accuracy`` and ``metrics`` with intervals; None for a single configuration and where no
+        repeat has all its folds.
+
+    References
+    ----------
+    Varma & Simon 2006, BMC Bioinformatics 7:91; Cawley & Talbot 2010, J Mach Learn Res 11:2079.
+    """
+    known, folds = configurations(table), folds_of(table)
+    if len(known) < 2:
+        return None
+    chosen = Counter[Key]()
+    parts = []
+    for (_, _), fold in table.groupby(["repeat", "fold"], sort=True):
+        candidates = {k: _of(fold, k) for k in known}
+        seeds = {k: c.loc[c["subset"] == "test", "seed"].nunique() for k, c in candidates.items()}
+        whole = [k for k in known if seeds[k] == max(seeds.values()) > 0]
+        if not whole:
+            continue
+        best = max(whole, key=lambda k: _accuracy(candidates[k], "validation"))
+        chosen[best] += 1
+        parts.append(candidates[best])
+    try:
+        pooled = whole_repeats(pd.concat(parts), folds=folds)
+    except SonobreastError:
+        return None
+    metrics = _headline(list(pooled.sets.values()), pooled.group, resamples)
+    return {
+        "n": len(pooled.image),
+        "groups": metrics["accuracy"]["groups"],
+        "repeats": len(pooled.sets),
+        "left_out": list(pooled.left_out),
+        "choices": chosen.total(),
+        "chosen": [{"architecture": a, "optimizer": o, "times": chosen[a, o]} for a, o in known if chosen[a, o]],
+        "accuracy": metrics["accuracy"],
+        "metrics": metrics,
+    }
+
+
+def _accuracy(table: pd.DataFrame, subset: str) -> float:
+    """Over all rows at once: a mean of means would break ties by rounding."""
+    return float(scored_table(table[table["subset"] == subset]).correct.mean())
+
+
+def _of(table: pd.DataFrame, key: Key) -> pd.DataFrame:
+    return table[(table["architecture"] == key[0]) & (table["optimizer"] == key[1])]
+
+
+def study_metrics(
+    table: pd.DataFrame,
+    patients: Mapping[str, str] | None = None,
+    *,
+    prevalences: Sequence[float] = PREVALENCES,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """The content of a study's ``metrics.json``.
+
+    Parameters
+    ----------
+    table : DataFrame
+        All predictions of the study.
+    patients, prevalences, resamples
+        As in `configuration`.
+
+    Returns
+    -------
+    dict
+        ``configurations``, one entry for each architecture and optimizer, in order; ``comparisons`` of all pairs
+        (`sonobreast.evaluation.comparison.compare_all`), None for a single configuration; ``nested_choice``, None for a
+        hold-out.
+    """
+    tested = table.loc[table["subset"] == "test", "image"].nunique()
+    entries = []
+    for key in configurations(table):
+        entry = configuration(_of(table, key), patients, prevalences=prevalences, resamples=resamples)
+        entries.append({**dict(zip(KEYS, key, strict=True)), **entry, "missing": int(tested) - entry["n"]})
+    several = any(len(f) > 1 for f in folds_of(table).values())
     return {
         "level": 0.95,
         "resamples": resamples,
-        "configurations": [
-            {"architecture": a, "optimizer": o, **configuration(part, resamples=resamples)}
-            for (a, o), part in table.groupby(KEYS, sort=False)
-        ],
+        "prevalences": list(dict.fromkeys(prevalences)),
+        "configurations": entries,
+        "comparisons": content(compare_all(table, resamples=resamples)) if len(entries) > 1 else None,
+        "nested_choice": nested_choice(table, resamples=resamples) if several else None,
     }
+
+
+def is_complete(metrics: Mapping[str, Any]) -> bool:
+    """Whether a ``metrics.json`` has all that `study_metrics` gives; those of earlier versions lack some of it."""
+    return {"prevalences", "comparisons", "nested_choice"} <= set(metrics) and all(
+        {"spread", "patients", "patients_reason", "predictive_values", "missing"} <= set(c)
+        for c in metrics["configurations"]
+    )
 
 
 def result_row(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, object]:

@@ -28,7 +28,7 @@ from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.evaluation.looks import record as record_looks
 from sonobreast.evaluation.looks import test_set_of
 from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
-from sonobreast.evaluation.summary import RESULT_COLUMNS, read_predictions, result_row, study_metrics
+from sonobreast.evaluation.summary import RESULT_COLUMNS, read_patients, read_predictions, result_row, study_metrics
 from sonobreast.models.zoo import Backbone, load_backbone, timm_name
 from sonobreast.records import Assignment, Run, atomic, check_version, read_json, write_json, write_table
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
@@ -395,7 +395,7 @@ def collect(out: Path, runs: Sequence[Run] | None = None) -> int:
     _join([f / "predictions.csv" for f in finished], out / "predictions.csv")
     results = [result_row(read_config(f)["run"], read_json(f / "metrics.json")) for f in finished]
     write_table(out / "results.csv", RESULT_COLUMNS, results)
-    metrics = study_metrics(read_predictions(out / "predictions.csv"))
+    metrics = study_metrics(read_predictions(out / "predictions.csv"), read_patients(out / "manifest.csv"))
     write_json(out / "metrics.json", metrics)
     return len(finished)
 
