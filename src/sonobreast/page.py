@@ -35,23 +35,43 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"points": _points, "percent": _percent, "number": _number}
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "number": _number,
+        "ratio": _ratio,
+        "signed": _signed,
+        "interval": _interval,
+    }
     html = environment.get_template(template).render(version=__version__, **content)
     with atomic(path) as stream:
         stream.write(html)
 
 
-def _missing(value: float | None) -> bool:
-    return value is None or value != value
-
-
 def _percent(value: float | None, decimals: int = 1) -> str:
-    return "–" if value is None or _missing(value) else f"{100 * value:.{decimals}f}"
+    return "–" if value is None or value != value else f"{100 * value:.{decimals}f}"
 
 
 def _points(value: float | None, decimals: int = 1) -> str:
-    return "–" if value is None or _missing(value) else f"{100 * value:+.{decimals}f}".replace("-", "−")
+    return "–" if value is None or value != value else _signed(100 * value, decimals)
+
+
+def _signed(value: float | None, decimals: int = 3) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")  # + 0.0: no "−0.000"
 
 
 def _number(value: float | None, decimals: int = 3) -> str:
-    return "–" if value is None or _missing(value) else f"{value:.{decimals}f}"
+    return "–" if value is None or value != value else f"{value:.{decimals}f}"
+
+
+def _ratio(value: float | None) -> str:
+    return _number(value, 2)
+
+
+def _interval(figure: Mapping[str, Any], percent: bool = False) -> str:
+    low, high = figure["low"], figure["high"]
+    if low is None or high is None:
+        return "no interval"
+    return f"{100 * low:.1f}–{100 * high:.1f}" if percent else f"{low:.2f}–{high:.2f}"

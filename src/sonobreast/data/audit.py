@@ -31,8 +31,6 @@ from sonobreast.records import Case, write_json, write_table
 Progress = Callable[[str, int, int], None]
 Files = tuple[tuple[str, ...], ...]
 
-COLOURED = 0.002
-"""Least share of coloured pixels of a picture with a coloured overlay."""
 LARGE = 10
 PAIR_COLUMNS = ("image", "other", "kind", "score", "agreement", "overlap", "mirrored", "remark")
 _DEVICE = ("device", "manufacturer", "scanner", "machine", "us_machine", "equipment")
@@ -267,7 +265,7 @@ def _overlays(data: Manifest, properties: Sequence[Properties]) -> Iterator[Find
         "burned-in-text": lambda m: m.text,
         "burned-in-marks": lambda m: m.calipers or m.arrows,
         "blanked-area": lambda m: any(b.kind == "blank" for b in m.boxes),
-        "colour-overlay": lambda m: m.colour >= COLOURED,
+        "colour-overlay": lambda m: m.colour > 0,
         "axilla": lambda m: m.axilla,
     }
     for code, test in seen.items():

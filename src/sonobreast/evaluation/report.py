@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import yaml
 
-from sonobreast import __version__
 from sonobreast.config import Recipe, leaves, load_recipe, parse_recipe, recipe_names
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import plots, published
@@ -30,6 +28,7 @@ from sonobreast.evaluation.predictions import (
 )
 from sonobreast.evaluation.predictive import PREVALENCES
 from sonobreast.evaluation.summary import is_complete, study_metrics
+from sonobreast.page import write_page
 from sonobreast.records import SUBSETS, atomic, check_version, read_json, read_table, write_json
 
 # Figures that show images of the data set; they are drawn while the study runs and left out with --no-images.
@@ -51,6 +50,8 @@ class Study:
     problems: Sequence[Mapping[str, str]]
     failed: Mapping[str, str]
     environment: Mapping[str, Any]
+    left_out: Sequence[Mapping[str, str]]
+    looks: Sequence[Mapping[str, Any]]
 
 
 def read_study(out: Path) -> Study:
@@ -90,6 +91,8 @@ def read_study(out: Path) -> Study:
         read_table(out / "problems.csv") if (out / "problems.csv").is_file() else [],
         read_json(out / "failed.json")["runs"] if (out / "failed.json").is_file() else {},
         read_json(out / "environment.json"),
+        read_table(out / "exclusions.csv", ("image", "reason")) if (out / "exclusions.csv").is_file() else [],
+        read_json(out / "looks.json")["test_sets"] if (out / "looks.json").is_file() else [],
     )
 
 
@@ -137,15 +140,8 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
             file = out / "figures" / f"{name}.png"
             if file.is_file():
                 figures[name] = base64.b64encode(file.read_bytes()).decode()
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"percent": _percent, "number": _number, "interval": _interval, "ratio": _ratio}
-    environment.filters |= {"signed": _signed, "p_text": p_text}
-    source = (resources.files("sonobreast") / "evaluation" / "report.html.j2").read_text(encoding="utf-8")
-    html = environment.from_string(source).render(figures=figures, images=images, **_content(study))
-    with atomic(out / "report.html") as stream:
-        stream.write(html)
+    content = {"figures": figures, "images": images, "p_text": p_text, **_content(study)}
+    write_page(out / "report.html", "evaluation/report.html.j2", content)
     return out / "report.html"
 
 
@@ -187,7 +183,6 @@ def _content(study: Study) -> dict[str, Any]:
     used = study.split[(study.split["repeat"] == "0") & (study.split["fold"] == "0")]
     shown = [m for m in HEADLINE_METRICS if m in metric_names(classes)]
     return {
-        "version": __version__,
         "recipe": recipe,
         "paper": None if paper is None else published.paper(paper),
         "config": study.config,
@@ -217,7 +212,11 @@ def _content(study: Study) -> dict[str, Any]:
         "settings": _settings(recipe),
         "environment": study.environment,
         "curves_name": plots.curves_name,
-        "grouped_images": int((used["group"].map(used["group"].value_counts()) > 1).sum()),
+        **_groups(used),
+        "own_split": bool(study.config.get("own_split")),
+        "left_out": study.left_out,
+        "left_out_reasons": _reasons(study.left_out),
+        "looks": _looks(study.looks),
         "simulated": study.config.get("source") == "phantom",
     }
 
@@ -239,6 +238,34 @@ def _configuration(c: Mapping[str, Any], study: Study) -> dict[str, Any]:
         "printed_classes": None if paper is None else published.table4(paper, architecture, optimizer),
         "curves": plots.curves_name(architecture, optimizer),
     }
+
+
+def _groups(used: pd.DataFrame) -> dict[str, Any]:
+    """Images of groups of two or more, and test images of which one is in training, in the first fold."""
+    size = used["group"].value_counts()
+    trained = set(used.loc[used["subset"] == "train", "group"])
+    test = used.loc[used["subset"] == "test", "group"]
+    return {
+        "used_images": len(used),
+        "groups_of_two": int((size > 1).sum()),
+        "grouped_images": int((used["group"].map(size) > 1).sum()),
+        "leaked": (int(test.isin(trained).sum()), len(test)),
+    }
+
+
+def _reasons(left_out: Sequence[Mapping[str, str]]) -> list[tuple[str, int]]:
+    """Reasons with their number, those that name an image put together, the most frequent first."""
+    words = [
+        row["reason"].split(" of ")[0] if row["reason"].startswith("copy of ") else row["reason"] for row in left_out
+    ]
+    return Counter(words).most_common(12)
+
+
+def _looks(looks: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    """Looks at the test set that was looked at most."""
+    if not looks:
+        return None
+    return {**{k: max(int(row[k]) for row in looks) for k in ("here", "before")}, "sets": len(looks)}
 
 
 def _span(values: pd.Series[float]) -> str:
@@ -379,28 +406,3 @@ def _settings(recipe: Recipe) -> list[dict[str, str]]:
         }
         for name in _names(recipe)
     ]
-
-
-def _percent(value: float | None, decimals: int = 1) -> str:
-    return "–" if value is None or value != value else f"{100 * value:.{decimals}f}"
-
-
-def _signed(value: float | None, decimals: int = 3) -> str:
-    if value is None or value != value:
-        return "–"
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")  # + 0.0: no "−0.000"
-
-
-def _ratio(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.2f}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.3f}"
-
-
-def _interval(figure: Mapping[str, Any], percent: bool = False) -> str:
-    low, high = figure["low"], figure["high"]
-    if low is None or high is None:
-        return "no interval"
-    return f"{100 * low:.1f}–{100 * high:.1f}" if percent else f"{low:.2f}–{high:.2f}"
