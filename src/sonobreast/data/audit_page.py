@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import io
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
-from sonobreast import __version__
 from sonobreast.data.audit import Audit
 from sonobreast.data.findings import Finding, by_gravity
 from sonobreast.data.preprocess import decode, quiet
-from sonobreast.records import atomic
+from sonobreast.page import write_page as write_html
 
 SIDE = 220
 """Longest side of a thumbnail in pixels."""
@@ -52,30 +49,24 @@ def write_page(path: Path, result: Audit, *, images: bool = True) -> None:
     SonobreastError
         If the file cannot be written.
     """
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    source = (resources.files("sonobreast") / "data" / "audit.html.j2").read_text(encoding="utf-8")
 
     @cache
     def picture(name: str) -> str:
         return _thumbnail(result.manifest.root / name)
 
+    content = {
+        "result": result,
+        "counts": result.manifest.counts,
+        "images": images,
+        "picture": picture,
+        "findings": [_shown(f) for f in by_gravity(result.findings)],
+        "groups": _groups(result),
+        "more_groups": max(0, len(result.grouped) - GROUPS),
+        "in_groups": sum(len(v) for v in result.grouped.values()),
+        "suggested": sum(r.exclude == "yes" for r in result.exclusions),
+    }
     with quiet():
-        html = environment.from_string(source).render(
-            version=__version__,
-            result=result,
-            counts=result.manifest.counts,
-            images=images,
-            picture=picture,
-            findings=[_shown(f) for f in by_gravity(result.findings)],
-            groups=_groups(result),
-            more_groups=max(0, len(result.grouped) - GROUPS),
-            in_groups=sum(len(v) for v in result.grouped.values()),
-            suggested=sum(r.exclude == "yes" for r in result.exclusions),
-        )
-    with atomic(path) as stream:
-        stream.write(html)
+        write_html(path, "data/audit.html.j2", content)
 
 
 def _shown(finding: Finding) -> dict[str, Any]:

@@ -140,8 +140,8 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
             file = out / "figures" / f"{name}.png"
             if file.is_file():
                 figures[name] = base64.b64encode(file.read_bytes()).decode()
-    content = {"figures": figures, "images": images, "p_text": p_text, **_content(study)}
-    write_page(out / "report.html", "evaluation/report.html.j2", content)
+    shown = {"figures": figures, "images": images, "p_text": p_text, **_content(study)}
+    write_page(out / "report.html", "evaluation/report.html.j2", shown)
     return out / "report.html"
 
 
