@@ -132,35 +132,68 @@ def vector_update(name: str, weights: Tensor, gradient: Tensor, settings: Traini
         return VectorUpdate(keep, lambda: weights.add_(gradient, alpha=-rate))
     if name == "adam":
         return VectorUpdate(0.0, _fused_adam(weights, gradient, rate))
+    if name == "rmsprop":
+        return VectorUpdate(0.0, _fused_rmsprop(weights, gradient, rate))
     parameter = nn.Parameter(weights)
     parameter.grad = gradient
+    if name == "adamw":
+        return VectorUpdate(0.0, AdamW([parameter], lr=rate, fused=True).step)
     return VectorUpdate(0.0, build_optimizer(name, [parameter], settings).step)
 
 
 def _fused_adam(weights: Tensor, gradient: Tensor, rate: float) -> Callable[[], None]:
-    """PyTorch's Adam in one pass; an epsilon that changes with the step makes it Keras' form (see `KerasAdam`)."""
+    """PyTorch's Adam, which is one pass over memory; an epsilon that changes with the step gives it Keras' form.
+
+    ``sqrt(1 - b2^t) m / (sqrt(v) + eps) = m / (sqrt(v / (1 - b2^t)) + eps / sqrt(1 - b2^t))``
+    """
     b1, b2, epsilon = 0.9, 0.999, 1e-7
     m, v, steps = torch.zeros_like(weights), torch.zeros_like(weights), torch.zeros(())
-    t = 0
 
     def step() -> None:
-        nonlocal t
-        t += 1
-        adam(
-            [weights],
-            [gradient],
-            [m],
-            [v],
-            [],
-            [steps],
-            fused=True,
-            amsgrad=False,
-            beta1=b1,
-            beta2=b2,
-            lr=rate,
-            weight_decay=0.0,
-            eps=epsilon / (1 - b2**t) ** 0.5,
-            maximize=False,
-        )
+        _adam(weights, gradient, m, v, steps, (b1, b2), rate, epsilon / (1 - b2 ** (float(steps) + 1)) ** 0.5)
 
     return step
+
+
+def _fused_rmsprop(weights: Tensor, gradient: Tensor, rate: float) -> Callable[[], None]:
+    """RMSprop as an Adam whose first moment forgets everything and whose second is v + eps, without corrections.
+
+    That second moment u follows ``u = rho (u + eps (1 - rho) / rho) + (1 - rho) g^2`` from ``u = eps`` on.
+    """
+    rho, epsilon = 0.9, 1e-7
+    m, u = torch.zeros_like(weights), torch.full_like(weights, epsilon)
+    steps = torch.tensor(1e6)  # so many that rho^steps is 0
+
+    def step() -> None:
+        u.add_(epsilon * (1 - rho) / rho)
+        _adam(weights, gradient, m, u, steps, (0.0, rho), rate, 0.0)
+
+    return step
+
+
+def _adam(
+    weights: Tensor,
+    gradient: Tensor,
+    m: Tensor,
+    v: Tensor,
+    steps: Tensor,
+    betas: tuple[float, float],
+    rate: float,
+    epsilon: float,
+) -> None:
+    adam(
+        [weights],
+        [gradient],
+        [m],
+        [v],
+        [],
+        [steps],
+        fused=True,
+        amsgrad=False,
+        beta1=betas[0],
+        beta2=betas[1],
+        lr=rate,
+        weight_decay=0.0,
+        eps=epsilon,
+        maximize=False,
+    )
