@@ -162,6 +162,9 @@ class Model(Settings):
         spread of the training subset's images, or nothing.
     batch_norm : {"inference", "train"}
         For ``finetune``: whether pre-trained batch norms keep their statistics.
+    precision : {"auto", "float32", "bfloat16"}
+        Of the augmented views that go through a frozen backbone, for training alone; ``auto`` takes bfloat16 where the
+        processor multiplies it in hardware. Validation and test features are always float32.
     """
 
     architectures: tuple[str, ...] = Field(min_length=1)
@@ -170,6 +173,7 @@ class Model(Settings):
     uncovered: Literal["cut", "train"] = "cut"
     cut_norm: Literal["standardise", "none"] = "standardise"
     batch_norm: Literal["inference", "train"] = "inference"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class EarlyStopping(Settings):

@@ -25,6 +25,7 @@ from torch.nn import functional
 from sonobreast.config import EarlyStopping, Recipe
 from sonobreast.data.preprocess import scale, scaling_constants
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.models.forward import Forward, frozen_forward, has_bfloat16
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
 from sonobreast.records import Row, atomic
@@ -140,10 +141,11 @@ def compute_bank(
         If a feature is not a finite number; the image is named.
     """
     chosen = np.arange(len(images.names)) if trained_on is None else trained_on
-    clean = _features(backbone, images, np.arange(len(images.names)), recipe, None, cache, progress)
+    exact, quick = _forward(backbone, torch.float32), _forward(backbone, views_dtype(recipe))
+    clean = _features(backbone, exact, images, np.arange(len(images.names)), recipe, None, cache, progress)
     views = torch.zeros(number_of_views(recipe), *clean.shape)
     for k in range(len(views)):
-        views[k, torch.from_numpy(chosen)] = _features(backbone, images, chosen, recipe, k, cache, progress)
+        views[k, torch.from_numpy(chosen)] = _features(backbone, quick, images, chosen, recipe, k, cache, progress)
     return Bank(clean, views, starts_standardised(backbone, recipe))
 
 
@@ -188,8 +190,29 @@ def augmented_views(images: Images, image: int, recipe: Recipe, n: int) -> list[
     return [images.pixels[image], *pictures]
 
 
+def views_dtype(recipe: Recipe) -> torch.dtype:
+    """Precision in which the augmented views go through a frozen backbone; images as they are go in float32."""
+    wanted = recipe.model.precision
+    if wanted == "auto":
+        return torch.bfloat16 if has_bfloat16() else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def _forward(backbone: Backbone, dtype: torch.dtype) -> Forward:
+    """`frozen_forward`, made when the first batch comes: where all features are cached, never."""
+    made: list[Forward] = []
+
+    def forward(batch: Tensor) -> Tensor:
+        if not made:
+            made.append(frozen_forward(backbone, batch, dtype))
+        return made[0](batch)
+
+    return forward
+
+
 def _features(
     backbone: Backbone,
+    forward: Forward,
     images: Images,
     index: NDArray[np.intp],
     recipe: Recipe,
@@ -207,7 +230,7 @@ def _features(
         for start in range(0, len(index), _BATCH):
             part = index[start : start + _BATCH]
             batch = network_input(images, part, recipe, backbone, view)
-            features[start : start + len(part)] = backbone(batch.to(memory_format=torch.channels_last))
+            features[start : start + len(part)] = forward(batch)
             if progress is not None:
                 progress(len(part))
     broken = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()
@@ -236,7 +259,7 @@ def cache_key(backbone: Backbone, images: Images, recipe: Recipe, trained_on: ND
     """Name of the cache folder: differs when the features would."""
     digest = hashlib.sha256(backbone.sha256().encode())
     settings = [recipe.preprocess.model_dump(), recipe.augment.model_dump(), images.names, trained_on.tolist()]
-    settings += [backbone.mean, backbone.std]
+    settings += [backbone.mean, backbone.std, str(views_dtype(recipe))]
     digest.update(json.dumps(settings).encode())
     digest.update(images.pixels.tobytes())
     return digest.hexdigest()[:16]
