@@ -186,7 +186,7 @@ def tiny_recipe(changes: Mapping[str, Any] | None = None) -> Recipe:
         "preprocess": {"size": 64, "scaling": "weights"},
         "augment": {"rotation": 10, "zoom": 0.1, "shift": 0.1, "horizontal_flip": True, "views": 2},
         "head": {"hidden": [16], "dropout": 0.3},
-        "model": {"architectures": ["test_resnet"]},
+        "model": {"architectures": ["test_resnet"], "precision": "float32"},  # the same on every machine
         "training": {"optimizers": ["adam"], "learning_rate": 0.003, "batch_size": 8, "epochs": 3},
         "split": {"validation": 0.2, "test": 0.2},
     }

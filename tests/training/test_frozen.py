@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from sonobreast.config import EarlyStopping, Recipe
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.models.forward import frozen_forward
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone, load_backbone
 from sonobreast.training import frozen
@@ -58,8 +59,11 @@ def plain_loop(backbone: Backbone, images: Images, recipe: Recipe, optimizer: st
         if view is not None:
             x = warp(x, draw_views([images.names[i] for i in index], view, 0, recipe.augment), recipe.augment)
         with torch.no_grad():
-            return backbone((x - mean) / std)
+            return folded((x - mean) / std)
 
+    # With the norms folded as the bank has them: that changes features in the sixth digit, and Adam's first steps go by
+    # the sign. `tests/models/test_forward.py` holds folded against plain.
+    folded = frozen_forward(backbone, torch.zeros(2, 3, 64, 64))
     torch.manual_seed(seed)
     head = build_head(backbone.features, 3, recipe.head, standardise=backbone.cut is not None)
     order = torch.Generator().manual_seed(seed)
