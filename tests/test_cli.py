@@ -421,3 +421,80 @@ def test_a_study_of_an_earlier_version_gives_a_report(
     error = capsys.readouterr().err
     assert "predictions.csv" in error
     assert "run the study again" in error
+
+
+# The audit, lists and divisions of one's own
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two copies and one picture under two labels."""
+    root = write_busi(tmp_path_factory.mktemp("copies") / "d")
+    shutil.copy(root / "benign" / "benign (1).png", root / "benign" / "benign (60).png")
+    shutil.copy(root / "benign" / "benign (2).png", root / "malignant" / "malignant (60).png")
+    return root
+
+
+def test_audit_leaves_what_a_study_takes(
+    copies: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit = tmp_path / "audit"
+    assert call("data", "audit", copies, "--out", audit) == 0
+    said = capsys.readouterr().out
+    assert "label-conflict" in said
+    assert "2 groups of two or more hold 4 images; 3 images suggested" in said.replace("\n", " ")
+    arguments = ["--exclude", audit / "exclusions.csv", "--groups", audit / "groups.csv"]
+    out = tmp_path / "out"
+    assert call("study", "run", "--data", copies, "--weights", tiny_weights, "--out", out, *arguments, *SMALL) == 0
+    left_out = {r["image"] for r in read_table(out / "exclusions.csv")}
+    assert len(left_out) == 3
+    assert not left_out & {r["image"] for r in read_table(out / "split.csv")}
+    assert read_json(out / "looks.json")["test_sets"][0]["here"] == 3
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert "3 image(s) were left out by a list" in html
+    assert "one picture with the labels benign and malignant" in html
+    assert "Looks at the test images: 3 trained networks of this study" in html
+
+
+def test_copies_stay_together_unless_the_recipe_says_otherwise(
+    copies: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    for grouping in ("group", "none"):
+        out = tmp_path / grouping
+        arguments = [*SMALL, "--set", f"split.grouping={grouping}", "--set", "training.optimizers=[adam]"]
+        assert call("study", "run", "--data", copies, "--weights", tiny_weights, "--out", out, *arguments) == 0
+        rows = read_table(out / "split.csv")
+        sides: dict[str, set[str]] = {}
+        for row in rows:
+            sides.setdefault(row["group"], set()).add(row["subset"])
+        assert len(sides) == 21
+        if grouping == "group":
+            assert all(len(s) == 1 for s in sides.values())
+        html = (out / "report.html").read_text(encoding="utf-8")
+        assert ("grouping: none" in html) == (grouping == "none")
+        assert "hold 4 of the 23 used images" in html
+
+
+def test_a_division_of_ones_own_is_said(copies: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    subsets = ("train", "train", "validation", "test")
+    names = [f"{c}/{c} ({i}).png" for c in ("benign", "malignant", "normal") for i in range(3, 7)]
+    file = tmp_path / "own.csv"
+    lines = [f"{n},{subsets[i % 4]}" for i, n in enumerate(names)]
+    file.write_text("image,subset\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ["--split", file, *SMALL, "--set", "training.optimizers=[adam]"]
+    assert call("study", "run", "--data", copies, "--weights", tiny_weights, "--out", out, *arguments) == 0
+    assert {(r["image"], r["subset"]) for r in read_table(out / "split.csv")} == {
+        (n, subsets[i % 4]) for i, n in enumerate(names)
+    }
+    assert "The division is the user's own" in (out / "report.html").read_text(encoding="utf-8").replace("&#39;", "'")
+
+
+def test_leakage_and_draws_from_the_command_line(copies: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    common = ["--data", copies, "--weights", tiny_weights, *SMALL]
+    folds = ["--set", "split.folds=3", "--set", "split.repeats=1"]
+    assert call("study", "leakage", "--out", tmp_path / "l", *common, *folds) == 0
+    assert (tmp_path / "l" / "report.html").is_file()
+    one = ["--set", "training.optimizers=[adam]"]
+    assert call("study", "reproduce", "aulia2026", "--draws", 2, "--out", tmp_path / "d", *common, *one) == 0
+    assert "2 draws" in (tmp_path / "d" / "report.html").read_text(encoding="utf-8")

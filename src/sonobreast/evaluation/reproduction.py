@@ -144,12 +144,15 @@ def _pooled(
         np.add.at(right[:, i], code, (mine["predicted"] == mine["label"]).to_numpy(float))
         np.add.at(count[:, i], code, 1.0)
     estimate: Floats = right.sum(axis=0) / count.sum(axis=0)
-    resampled: Floats = (weights @ right) / (weights @ count)
+    drawn = weights @ count
+    # In a handful of images a resample may hold none that was tested: it says nothing.
+    resampled: Floats = np.divide(weights @ right, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
     return estimate, resampled
 
 
 def _interval(estimate: float, resampled: Floats) -> dict[str, float]:
-    low, high = percentile_limits(resampled, 0.95)
+    finite = resampled[np.isfinite(resampled)]
+    low, high = percentile_limits(finite, 0.95) if len(finite) else (np.nan, np.nan)
     return {"estimate": float(estimate), "low": float(low), "high": float(high)}
 
 
@@ -351,10 +354,10 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 def write(out: Path, result: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
     """Draw the figures and write ``report.html``."""
-    drawings = {
-        "distribution": distribution_plot(distribution_frame(result)),
-        "difference": difference_plot(difference_frame(result)),
-    }
+    drawings = {"distribution": distribution_plot(distribution_frame(result))}
+    differences = difference_frame(result)
+    if len(differences):
+        drawings["difference"] = difference_plot(differences)
     pictures = {}
     for name, figure in drawings.items():
         content = png(figure)
