@@ -165,6 +165,7 @@ def data_audit(
     from sonobreast.data.audit_page import write_page
     from sonobreast.data.card import compare_with_card, write_card
 
+    audits.prepare(out)
     with _progress() as (stage, advance, _):
         result = audits.audit(source, strict=strict, progress=_staged(stage, advance))
         stage("writing the page", 0)

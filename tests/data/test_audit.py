@@ -212,6 +212,12 @@ def test_files_and_page(tmp_path: Path) -> None:
     assert "data:image" not in (out / "audit.html").read_text(encoding="utf-8")
 
 
+def test_a_place_that_cannot_be_written_to_shows_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SonobreastError, match="cannot write"):
+        audits.prepare(tmp_path / "file")
+
+
 def test_a_card_is_for_complete_public_data_only(clean_audit: Audit, tmp_path: Path) -> None:
     assert compare_with_card(clean_audit) == []
     with pytest.raises(SonobreastError, match="complete data set"):

@@ -26,7 +26,7 @@ from sonobreast.data.margins import Border
 from sonobreast.data.marks import Marks, border, look
 from sonobreast.data.preprocess import decode, decode_mask, quiet
 from sonobreast.data.shortcut_check import check_shortcut
-from sonobreast.records import Case, write_json, write_table
+from sonobreast.records import Case, disk_error, write_json, write_table
 
 Progress = Callable[[str, int, int], None]
 Files = tuple[tuple[str, ...], ...]
@@ -350,6 +350,20 @@ def suggest(data: Manifest, pairs: Sequence[Pair], properties: Sequence[Properti
         if p.marks.axilla and c.image not in taken
     ]
     return tuple(rows)
+
+
+def prepare(out: Path) -> None:
+    """Make the folder before the work: a place that cannot be written to shows at once.
+
+    Raises
+    ------
+    SonobreastError
+        If it is a file, or cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, out) from error
 
 
 def write(out: Path, result: Audit) -> None:
