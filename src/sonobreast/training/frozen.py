@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from sonobreast.config import EarlyStopping, Recipe
 from sonobreast.data.preprocess import scale, scaling_constants
+from sonobreast.data.store import Pixels
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
@@ -51,14 +52,14 @@ class Images:
 
     Attributes
     ----------
-    pixels : ndarray, uint8, (n, size, size, 3)
+    pixels : ndarray or Pixels, uint8, (n, size, size, 3)
     names : tuple of str
     label : Tensor, int64, (n,)
         Index into ``classes``.
     classes : tuple of str
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | Pixels
     names: tuple[str, ...]
     label: Tensor
     classes: tuple[str, ...]
@@ -238,7 +239,8 @@ def cache_key(backbone: Backbone, images: Images, recipe: Recipe, trained_on: ND
     settings = [recipe.preprocess.model_dump(), recipe.augment.model_dump(), images.names, trained_on.tolist()]
     settings += [backbone.mean, backbone.std]
     digest.update(json.dumps(settings).encode())
-    digest.update(images.pixels.tobytes())
+    pixels = images.pixels
+    digest.update(pixels.key.encode() if isinstance(pixels, Pixels) else pixels.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -21,8 +21,8 @@ from sonobreast.data import exclusions, groups
 from sonobreast.data import manifest as manifests
 from sonobreast.data import split as splits
 from sonobreast.data.cohort import Cohort, Sources, divide, gather
-from sonobreast.data.dataset import decode_all
 from sonobreast.data.manifest import Manifest
+from sonobreast.data.store import open_store
 from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.evaluation.looks import record as record_looks
@@ -195,19 +195,11 @@ def _count_looks(out: Path, runs: Sequence[Run], rows: Sequence[Assignment], man
     write_json(out / "looks.json", {"test_sets": [row.model_dump() for row in looks]})
 
 
-def _steps(reporter: Reporter, title: str) -> manifests.Progress:
-    def progress(done: int, total: int) -> None:
-        if done == 1:
-            reporter.stage(title, total)
-        reporter.advance()
-
-    return progress
-
-
 def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: Reporter) -> Images:
     ordered = sorted(cases, key=lambda c: c.image)
     classes = recipe.data.classes or tuple(c for c in manifest.counts if any(k.label == c for k in ordered))
-    pixels = decode_all([manifest.path(c) for c in ordered], recipe.preprocess, _steps(reporter, "decoding images"))
+    paths, digests = [manifest.path(c) for c in ordered], [c.sha256 for c in ordered]
+    pixels = open_store(paths, digests, recipe.preprocess, progress=stages(reporter), say=reporter.say)
     label = torch.tensor([classes.index(c.label) for c in ordered])
     return Images(pixels, tuple(c.image for c in ordered), label, classes)
 
