@@ -122,7 +122,7 @@ def train_designs(
         reporter.say(f"{architecture}: {coverage[architecture]}")
         reporter.stage(f"{architecture}: features", bank_size(len(cases), len(cases), recipe))
         place = cache / cache_key(backbone, images, recipe, everywhere)
-        bank = compute_bank(backbone, images, recipe, place, reporter.advance, everywhere)
+        bank = compute_bank(backbone, images, recipe, place, reporter.advance, everywhere, reporter.say)
         jobs, lines = [], []
         for design, (repeat, fold_number), fold in folds:
             for optimizer in recipe.training.optimizers:

@@ -30,6 +30,8 @@ from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, Wa
 from sonobreast.training.optimizers import vector_update
 
 _Done = tuple[int, Fitted | Diverged]
+_GATHERED = 16 << 20  # bytes of features that a head gathers at once
+_MEASURING = threading.Lock()  # the features of all training images at once: by one head at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,8 +226,11 @@ def _fit(
         standardise = None
         if isinstance(start.head[0], Standardise):
             standardise = Standardise(bank.clean.shape[1])
-            standardise.measure(bank.clean[index])
-        clean = bank.clean[held_out] if standardise is None else standardise(bank.clean[held_out])
+            with _MEASURING:
+                standardise.measure(bank.take(None, index))
+        clean = bank.take(None, held_out)
+        if standardise is not None:
+            clean = standardise(clean)
         label, held_out_label = images.label[index], images.label[held_out]
         class_weight = class_weights(label, len(images.classes), recipe)
         epoch_buffers = _buffers(len(index), layers, settings.batch_size, recipe.head.dropout > 0)
@@ -237,9 +242,7 @@ def _fit(
             if stop.is_set():
                 return None
             permutation, stays = start.draws.of(epoch)
-            torch.index_select(bank.views[epoch % len(bank.views)], 0, index[permutation], out=features)
-            if standardise is not None:
-                features.sub_(standardise.mean).div_(standardise.std)
+            order = index[permutation]
             if mask is not None:
                 mask.copy_(stays).div_(1.0 - recipe.head.dropout)
             shuffled = label[permutation]
@@ -248,7 +251,12 @@ def _fit(
             scale.copy_(each[:, None])
             for batch in batches:
                 batch.scale.div_(len(batch.scale))
-            for batch in batches:
+            for first, batch in zip(range(0, len(index), settings.batch_size), batches, strict=True):
+                if first % len(features) == 0:
+                    part = order[first : first + len(features)]
+                    taken = bank.take(epoch % len(bank.views), part, out=features[: len(part)])
+                    if standardise is not None:
+                        taken.sub_(standardise.mean).div_(standardise.std)
                 _gradients(layers, batch, update.keep)
                 update.step()
             loss = functional.cross_entropy(logits, shuffled, reduction="none") * each
@@ -268,8 +276,11 @@ def _fit(
                 break
         report(settings.epochs - len(history))
         weights.copy_(best)
-        everything = bank.clean if standardise is None else standardise(bank.clean)
-        probability = _forward(layers, everything).softmax(dim=1).numpy()
+        parts = []
+        for part in torch.split(torch.arange(len(bank.clean)), max(len(features), 1)):
+            clean = bank.take(None, part)
+            parts.append(_forward(layers, clean if standardise is None else standardise(clean)).softmax(dim=1))
+        probability = torch.cat(parts).numpy()
     state = _state(start.head, layers, standardise)
     return Fitted(state, tuple(history), watch.best_epoch, probability, time.perf_counter() - started)
 
@@ -277,10 +288,12 @@ def _fit(
 def _buffers(
     n: int, layers: list[_Layer], batch_size: int, dropout: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, list[_Batch]]:
-    """Room for an epoch: features, mask, target, scale, logits, each (n, ...), and their batches."""
+    """Room for an epoch: mask, target, scale, logits, each (n, ...), features of some batches, and the batches."""
     inputs, classes = layers[0].weight.shape[0], layers[-1].weight.shape[1]
     width = layers[-1].weight.shape[0]
-    features, target, scale, logits = (torch.empty(n, k) for k in (inputs, classes, 1, classes))
+    room = batch_size * max(1, _GATHERED // (4 * inputs * batch_size))
+    features = torch.empty(min(n, room), inputs)
+    target, scale, logits = (torch.empty(n, k) for k in (classes, 1, classes))
     mask = torch.empty(n, width) if dropout else None
     largest = min(n, batch_size)
     hidden, delta = ([torch.empty(largest, k.weight.shape[1]) for k in layers[:-1]] for _ in range(2))
@@ -291,7 +304,7 @@ def _buffers(
         b = min(n, a + batch_size)
         batches.append(
             _Batch(
-                features[a:b],
+                features[a % room : a % room + b - a],
                 None if mask is None else mask[a:b],
                 target[a:b],
                 scale[a:b],

@@ -147,6 +147,7 @@ def run_study(
                     failed |= _run_architecture(
                         architecture, todo, decoded, rows, recipe, weights, out, manifest, runs, reporter
                     )
+                    shutil.rmtree(out / "cache", ignore_errors=True)  # the next one's features may need the room
         finished = collect(out, runs)
         _count_looks(out, runs, rows, manifest)
         write_json(out / "failed.json", {"runs": failed})
@@ -260,6 +261,7 @@ def _run_architecture(
                     run,
                     backbone_file=backbone_file,
                     data_fingerprint=manifest.fingerprint,
+                    views=None if bank is None else len(bank.views),
                 )
                 finished += 1
             reporter.runs(finished, len(runs))
@@ -279,7 +281,7 @@ def _bank(
     trained_on: NDArray[np.intp] = np.asarray([i for i, n in enumerate(images.names) if n in used], np.intp)
     reporter.stage(f"{architecture}: features", bank_size(len(images.names), len(trained_on), recipe))
     cache = out / "cache" / cache_key(backbone, images, recipe, trained_on)
-    return compute_bank(backbone, images, recipe, cache, reporter.advance, trained_on)
+    return compute_bank(backbone, images, recipe, cache, reporter.advance, trained_on, reporter.say)
 
 
 def _save_backbone(backbone: Backbone, out: Path) -> str:
