@@ -22,8 +22,9 @@ from tests.fake import speckle, write_class_folders
 from sonobreast.config import Preprocess
 from sonobreast.data import mapped, store
 from sonobreast.data.mapped import Mapped
+from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import decode, resize
-from sonobreast.data.store import Pixels, key_of, open_store
+from sonobreast.data.store import key_of, open_store
 from sonobreast.errors import SonobreastError
 
 SMALL = Preprocess(size=32)
@@ -344,11 +345,16 @@ def test_least_recently_used_stores_are_removed(
     newest = opened(sets[0], folder)
     assert kept() == [True, False, True, False], "what this process uses stays"
     np.testing.assert_array_equal(held[:], plain(sets[2]))
+    again = opened(sets[2], folder)
+    del again  # the first one still reads that store
+    opened(sets[0], folder)
+    assert kept() == [True, False, True, False]
     del held, newest
 
 
-def test_limit_that_is_no_number(paths: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SONOBREAST_STORE_GB", "much")
+@pytest.mark.parametrize("limit", ["much", "-1", "nan"])
+def test_limit_that_is_no_number(paths: list[Path], folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setenv("SONOBREAST_STORE_GB", limit)
     with pytest.raises(SonobreastError, match="SONOBREAST_STORE_GB"):
         opened(paths, folder)
 
@@ -393,6 +399,8 @@ def test_store_is_in_the_home_folder(paths: list[Path], tmp_path: Path, monkeypa
     monkeypatch.setenv("SONOBREAST_HOME", str(tmp_path / "elsewhere"))
     key = open_store(paths, digests(paths), SMALL).key
     assert (tmp_path / "elsewhere" / "store" / key / "store.json").is_file()
+    if os.name == "posix":
+        assert (tmp_path / "elsewhere" / "store").stat().st_mode & 0o077 == 0, "patient pictures are nobody else's"
 
 
 def test_mapped_file_that_is_too_short(tmp_path: Path) -> None:

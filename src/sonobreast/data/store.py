@@ -2,7 +2,7 @@
 
 The store lies in the user's home (``~/.sonobreast/store``, or ``$SONOBREAST_HOME/store``): studies and processes share
 it. **It holds patient pictures**, resized and without their names; whoever deletes the folder loses nothing but the
-time of the next decoding.
+time of the next decoding. Beyond 20 GB (``$SONOBREAST_STORE_GB``) the sets that were not used for longest go.
 
 One folder a set of images, ``store/<key>/``, where the key is a digest of the contents of the image files in their
 order, of the settings that change pixels, and of the versions of this format and of Pillow:
@@ -23,70 +23,28 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from sonobreast.config import Preprocess
-from sonobreast.data.mapped import Index, Mapped
+from sonobreast.data.mapped import Mapped
+from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import decode, quiet, resize
+from sonobreast.data.store_room import limit_in_bytes, locked, make_room, remove, remove_left_overs
 from sonobreast.environment import available_memory, home
 from sonobreast.errors import SonobreastError
 from sonobreast.records import disk_error
 
 Progress = Callable[[str, int, int], None]
 
-VERSION = 1
-_LIMIT_GB = 20.0
+VERSION = 1  # also to be raised when `decode` or `resize` give other pixels than before
 _CHUNK = 64 << 20  # bytes of decoded images that wait to be written
 _BLOCK = 4 << 20  # bytes under one checksum
 _LONG = 256 << 20  # bytes whose check takes long enough to be shown
-
-
-class Pixels:
-    """Decoded images, read from the disk where they are asked for; indexed like an array along the first axis.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        (n, size, size, 3).
-    dtype : uint8
-    key : str
-        Equal if and only if the pixels are: a digest of the image files and of what was done to them.
-    """
-
-    def __init__(self, first: Mapped, others: Mapped, coloured: NDArray[np.intp], key: str) -> None:
-        """Put (n, size, size) and (m, size, size, 2) together; ``coloured``, (m,), are the images that are not grey."""
-        self._first, self._others = first, others
-        self._place = np.full(len(first), -1, np.intp)
-        self._place[coloured] = np.arange(len(coloured))
-        self.key = key
-        self.shape = (*first.shape, 3)
-        self.dtype = np.dtype(np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._first)
-
-    def __getitem__(self, index: Index) -> NDArray[np.uint8]:
-        """Images as an array of their own, uint8 (..., size, size, 3)."""
-        first = self._first.take(index)
-        images = np.empty((*first.shape, 3), np.uint8)
-        for channel in range(3):  # on one core 1.6 ms for 32 images of 224 px; `np.repeat` takes 2.6
-            images[..., channel] = first
-        place = self._place[index]
-        coloured = place >= 0
-        if np.any(coloured):
-            images[coloured, ..., 1:] = self._others.take(place[coloured])
-        return images
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """All images at once."""
-        return self[:] if dtype is None else self[:].astype(dtype)
 
 
 def open_store(
@@ -131,28 +89,28 @@ def open_store(
     folder = home() / "store" if folder is None else folder
     tell = progress or (lambda stage, done, total: None)
     speak = say or (lambda text: None)
-    limit = _limit()
+    limit = limit_in_bytes()
     key = key_of(digests, settings)
     if not paths:
         nothing = np.empty((0, settings.size, settings.size), np.uint8)
         return Pixels(Mapped.of(nothing), Mapped.of(nothing), np.empty(0, np.intp), key)
     place = folder / key
     try:
-        with _locked(folder, key, speak):
+        with locked(folder, key, speak):
             found = _read(place, key, len(paths), settings.size, tell)
             if isinstance(found, str):
                 if found:
                     speak(f"the store of decoded images is damaged ({found}): the images are decoded anew")
-                    _remove(place)
-                _remove_left_overs(folder, key)
-                _make_room(folder, limit, len(paths) * settings.size**2)
+                    remove(place)
+                remove_left_overs(folder, key)
+                make_room(folder, limit, len(paths) * settings.size**2, _places())
                 _build(folder, key, paths, digests, settings, tell)
                 found = _read(place, key, len(paths), settings.size, None)
                 if isinstance(found, str):
                     raise OSError(f"what was written is read back damaged: {found}")
-            _in_use[place] = found
+            _in_use.add(found)
             os.utime(place / "store.json")  # the least recently used one goes first
-            _make_room(folder, limit, 0)
+            make_room(folder, limit, 0, _places())
             return found
     except (OSError, NotImplementedError) as error:  # filelock raises the latter where a file system has no locks
         reason = error if isinstance(error, OSError) else OSError("the file system has no locks")
@@ -165,35 +123,12 @@ def key_of(digests: Sequence[str], settings: Preprocess) -> str:
     return hashlib.sha256(json.dumps([made_with, list(digests)]).encode()).hexdigest()[:32]
 
 
-_in_use: weakref.WeakValueDictionary[Path, Pixels] = weakref.WeakValueDictionary()
+_in_use: weakref.WeakSet[Pixels] = weakref.WeakSet()
 
 
-def _limit() -> float:
-    """Bytes that all stores may take together."""
-    text = os.environ.get("SONOBREAST_STORE_GB") or str(_LIMIT_GB)
-    try:
-        return float(text) * 1e9
-    except ValueError:
-        raise SonobreastError(
-            f"SONOBREAST_STORE_GB is {text!r}, not a number",
-            remedy="set it to the gigabytes that decoded images may take on the disk, or unset it",
-        ) from None
-
-
-@contextmanager
-def _locked(folder: Path, key: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold one store; a second process waits until the first has built it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".{key}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say("another process is decoding the same images: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _places() -> set[Path | None]:
+    """Stores that this process reads."""
+    return {pixels.place for pixels in _in_use}
 
 
 def _decoded(
@@ -358,69 +293,8 @@ def _read(place: Path, key: str, n: int, size: int, tell: Progress | None) -> Pi
         Mapped(place / "others.u8", (len(card["coloured"]), size, size, 2), np.uint8),
         np.asarray(card["coloured"], np.intp),
         key,
+        place,
     )
-
-
-# Room
-
-
-def _remove(place: Path) -> None:
-    """Take a store away in one step, so that no reader finds half of it; where it cannot be, leave it."""
-    waste = place.with_name(f".{place.name}.removed.partial")
-    shutil.rmtree(waste, ignore_errors=True)
-    try:
-        place.replace(waste)
-    except OSError:
-        return  # Windows keeps folders whose files are open
-    shutil.rmtree(waste, ignore_errors=True)
-
-
-def _remove_left_overs(folder: Path, key: str) -> None:
-    """Remove what a killed process left of this store, and of others that nobody is building."""
-    for partial in folder.glob(".*.partial"):
-        owner = partial.name[1:].split(".")[0]
-        if owner == key:
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            with _if_free(folder, owner) as free:
-                if free:
-                    shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _if_free(folder: Path, key: str) -> Iterator[bool]:
-    lock = FileLock(folder / f".{key}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _make_room(folder: Path, limit: float, coming: int) -> None:
-    """Remove the least recently used stores while all together, with ``coming`` bytes more, take too much room."""
-    stores = []
-    for place in folder.iterdir():
-        if not place.name.startswith(".") and place.is_dir():
-            try:
-                files = {p.name: p.stat() for p in place.iterdir()}
-            except OSError:
-                continue  # another process is removing it
-            used = files["store.json"].st_mtime_ns if "store.json" in files else 0
-            stores.append((used, place, sum(f.st_size for f in files.values())))
-    total = coming + sum(size for _, _, size in stores)
-    for _, place, size in sorted(stores):
-        if total <= limit and coming < shutil.disk_usage(folder).free:
-            return
-        if place not in _in_use:
-            with _if_free(folder, place.name) as free:
-                if free:
-                    _remove(place)
-                    total -= 0 if place.exists() else size
 
 
 # Without a store

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from sonobreast.config import EarlyStopping, Recipe
 from sonobreast.data.mapped import Mapped
+from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import scale, scaling_constants
-from sonobreast.data.store import Pixels
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
