@@ -1,4 +1,4 @@
-"""What a run was made with: versions, processor, threads, the state of the source tree."""
+"""What a run was made with (versions, processor, threads, the state of the source tree), and what it may use."""
 
 from __future__ import annotations
 
@@ -26,6 +26,33 @@ _PACKAGES = (
     "safetensors",
     "onnxruntime",
 )
+
+
+_UNKNOWN_MEMORY = 4 << 30
+
+
+def home() -> Path:
+    """``$SONOBREAST_HOME``, or ``~/.sonobreast``: what studies of this user share."""
+    return Path(os.environ.get("SONOBREAST_HOME") or Path.home() / ".sonobreast")
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be had without swapping; 4 GiB where the system does not tell.
+
+    In a container with a limit (cgroup v2), what is left under the limit.
+    """
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return _UNKNOWN_MEMORY
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="utf-8"))  # "max" where there is none
+        used = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+        return max(0, min(free, limit - int(used["anon"])))
+    except (OSError, KeyError, ValueError):
+        return free
 
 
 def record() -> dict[str, Any]:

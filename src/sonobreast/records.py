@@ -142,13 +142,17 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota is full."""
+    return error.errno in (28, 122)  # ENOSPC, EDQUOT
+
+
 def disk_error(error: OSError, path: Path | str) -> SonobreastError:
     """The sentence for a file that cannot be written or read."""
     reason = error.strerror or str(error)
-    full = error.errno in (28, 122)  # ENOSPC, EDQUOT
     remedy = (
         "free some space or choose another folder, then give the same command again: finished runs are kept"
-        if full
+        if is_full(error)
         else "check the folder and its permissions, then give the same command again"
     )
     return SonobreastError(f"cannot write: {reason}", file=error.filename or path, remedy=remedy)

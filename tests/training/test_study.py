@@ -23,8 +23,8 @@ from sonobreast.data import manifest as manifests
 from sonobreast.data.cohort import Sources
 from sonobreast.errors import SonobreastError
 from sonobreast.records import read_json, read_table
-from sonobreast.training import study
-from sonobreast.training.fit import is_finished, load_run
+from sonobreast.training import study, view_file
+from sonobreast.training.fit import is_finished, load_run, read_config
 from sonobreast.training.study import Outcome, Reporter, run_study
 
 posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork are POSIX")
@@ -221,7 +221,7 @@ def moments() -> dict[str, Callable[[], None]]:
         "after the split": lambda: kill_at(splits, "write", 1, before=False),
         "before the backbone": lambda: kill_at(study, "save", 1),
         "in the first features": lambda: kill_at(frozen, "network_input", 1),
-        "in the views": lambda: kill_at(frozen, "save", 3),
+        "in the views": lambda: kill_at(frozen, "network_input", 3),
         "in the first run": lambda: kill_at(frozen, "check_finite", 2),
         "between two runs": lambda: kill_at(study, "write_run", 1, before=False),
         "while a run is written": lambda: kill_at(fit, "write_json", 2),
@@ -453,6 +453,24 @@ def test_full_disk(
     assert all(is_finished(p) for p in (out / "runs").glob("[!.]*"))
     run_study(tiny_recipe(GRID), data, str(tiny_weights), out)
     assert (out / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+
+
+def test_fewer_views_for_lack_of_room_are_said_and_recorded(
+    whole: Path, data: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Heard(Reporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    monkeypatch.setattr(view_file, "available_memory", lambda: 0)
+    monkeypatch.setattr(view_file.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+    out = tmp_path / "out"
+    run_study(tiny_recipe(GRID), data, str(tiny_weights), out, reporter=Heard())
+    assert any("1 of 2 views are used" in text for text in said)
+    for folder, views in ((out, 1), (whole, 2)):
+        assert [read_config(p)["views"] for p in (folder / "runs").iterdir()] == [views, views]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sonobreast.environment import home
 from sonobreast.records import Row
 
 
@@ -38,7 +38,7 @@ class Looks(Row):
 
 def ledger_file() -> Path:
     """``$SONOBREAST_HOME/looks.jsonl``, or ``~/.sonobreast/looks.jsonl``."""
-    return Path(os.environ.get("SONOBREAST_HOME") or Path.home() / ".sonobreast") / "looks.jsonl"
+    return home() / "looks.jsonl"
 
 
 def test_set_of(digests: Iterable[str]) -> str:

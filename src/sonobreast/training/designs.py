@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from sonobreast.config import Recipe
-from sonobreast.data.dataset import decode_all
 from sonobreast.data.manifest import Manifest
+from sonobreast.data.store import open_store
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.models.zoo import load_backbone
 from sonobreast.records import PREDICTION_COLUMNS, Assignment, Run
@@ -110,12 +110,8 @@ def train_designs(
     used = {r.image for d in designs for r in d.rows}
     cases = sorted((c for c in manifest.cases if c.image in used), key=lambda c: c.image)
     classes = recipe.data.classes or tuple(k for k in manifest.counts if any(c.label == k for c in cases))
-    progress = stages(reporter)
-    pixels = decode_all(
-        [manifest.path(c) for c in cases],
-        recipe.preprocess,
-        lambda done, total: progress("decoding images", done, total),
-    )
+    paths, digests = [manifest.path(c) for c in cases], [c.sha256 for c in cases]
+    pixels = open_store(paths, digests, recipe.preprocess, progress=stages(reporter), say=reporter.say)
     label = torch.tensor([classes.index(c.label) for c in cases])
     images = Images(pixels, tuple(c.image for c in cases), label, classes)
     everywhere = np.arange(len(cases))
@@ -126,7 +122,7 @@ def train_designs(
         reporter.say(f"{architecture}: {coverage[architecture]}")
         reporter.stage(f"{architecture}: features", bank_size(len(cases), len(cases), recipe))
         place = cache / cache_key(backbone, images, recipe, everywhere)
-        bank = compute_bank(backbone, images, recipe, place, reporter.advance, everywhere)
+        bank = compute_bank(backbone, images, recipe, place, reporter.advance, everywhere, reporter.say)
         jobs, lines = [], []
         for design, (repeat, fold_number), fold in folds:
             for optimizer in recipe.training.optimizers:

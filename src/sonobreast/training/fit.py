@@ -115,6 +115,7 @@ def write_run(
     *,
     backbone_file: str,
     data_fingerprint: str,
+    views: int | None = None,
 ) -> None:
     """Write the run folder in one step.
 
@@ -125,6 +126,9 @@ def write_run(
     backbone_file : str
         The backbone's tensors, relative to ``OUT``.
     data_fingerprint : str
+    views : int or None
+        Augmented views that a head on stored features was trained on: fewer than the recipe wants where there was no
+        room for more.
 
     Raises
     ------
@@ -154,6 +158,7 @@ def write_run(
             },
             "classes": list(images.classes),
             "data_fingerprint": data_fingerprint,
+            **({} if views is None else {"views": views}),
             "recipe": recipe.model_dump(mode="json"),
         }
         with atomic(partial / "config.yaml") as stream:

@@ -10,27 +10,28 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sonobreast.config import EarlyStopping, Recipe
+from sonobreast.data.mapped import Mapped
+from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import scale, scaling_constants
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.models.forward import Forward, frozen_forward, has_bfloat16
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
-from sonobreast.records import Row, atomic
+from sonobreast.records import Row, is_full
 from sonobreast.training.augment import draw_views, warp
 from sonobreast.training.optimizers import build_optimizer
+from sonobreast.training.view_file import Part, plan_views, read_view, write_view
 
 Progress = Callable[[int], None]
 _BATCH = 32
@@ -52,14 +53,14 @@ class Images:
 
     Attributes
     ----------
-    pixels : ndarray, uint8, (n, size, size, 3)
+    pixels : ndarray or Pixels, uint8, (n, size, size, 3)
     names : tuple of str
     label : Tensor, int64, (n,)
         Index into ``classes``.
     classes : tuple of str
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | Pixels
     names: tuple[str, ...]
     label: Tensor
     classes: tuple[str, ...]
@@ -72,15 +73,35 @@ class Bank:
     Attributes
     ----------
     clean : Tensor, float32, (n, F)
-    views : Tensor, float32, (K, n, F)
-        Augmented views; epoch e is trained on view e mod K.
+    views : Tensor or tuple of Tensor, float32, (K, n, F)
+        Augmented views; epoch e is trained on view e mod K. Rows of images that are not trained on are 0.
     standardise : bool
         Whether heads begin with `Standardise`, because the network was cut before its last norm.
+    files : tuple of Mapped
+        The files behind ``clean`` and ``views`` where these are too large for memory.
     """
 
     clean: Tensor
-    views: Tensor
+    views: Tensor | tuple[Tensor, ...]
     standardise: bool = False
+    files: tuple[Mapped, ...] = ()
+
+    def take(self, view: int | None, index: Tensor, out: Tensor | None = None) -> Tensor:
+        """Features of some images, (B, F), without leaving the pages of a large file in memory.
+
+        Parameters
+        ----------
+        view : int or None
+            None: the images as they are.
+        index : Tensor, int64, (B,)
+        out : Tensor or None
+            Where to put them.
+        """
+        taken = torch.index_select(self.clean if view is None else self.views[view], 0, index, out=out)
+        if self.files:
+            # At once: for each page that is read the system maps its neighbours too, many times what was asked for.
+            self.files[0 if view is None else 1 + view].release()
+        return taken
 
 
 @dataclass(frozen=True)
@@ -119,8 +140,12 @@ def compute_bank(
     cache: Path | None = None,
     progress: Progress | None = None,
     trained_on: NDArray[np.intp] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Bank:
     """Send every image once, and every augmented view of the training images once, through the backbone.
+
+    Features that are large beside the memory are left in the files of ``cache`` and read from there; where neither
+    memory nor disk have room, there are fewer views.
 
     Parameters
     ----------
@@ -134,19 +159,47 @@ def compute_bank(
         Called with the number of images done since the last call.
     trained_on : ndarray of int or None
         Images that are in a training subset somewhere; only they need augmented views. None: all.
+    say : callable or None
+        Told if there are fewer views than the recipe wants.
 
     Raises
     ------
     SonobreastError
         If a feature is not a finite number; the image is named.
     """
-    chosen = np.arange(len(images.names)) if trained_on is None else trained_on
+    everyone = np.arange(len(images.names))
+    chosen = everyone if trained_on is None else trained_on
+    wanted = number_of_views(recipe)
+    plan = plan_views(len(everyone), len(chosen), backbone.features, wanted, cache)
+    cache = cache if plan.cached else None
     exact, quick = _forward(backbone, torch.float32), _forward(backbone, views_dtype(recipe))
-    clean = _features(backbone, exact, images, np.arange(len(images.names)), recipe, None, cache, progress)
-    views = torch.zeros(number_of_views(recipe), *clean.shape)
-    for k in range(len(views)):
-        views[k, torch.from_numpy(chosen)] = _features(backbone, quick, images, chosen, recipe, k, cache, progress)
-    return Bank(clean, views, starts_standardised(backbone, recipe))
+    clean = _features(backbone, exact, images, everyone, recipe, None, cache, progress)
+    files = [clean]
+    views = torch.zeros(0 if plan.mapped else plan.views, *clean.shape)
+    why = plan.why
+    for k in range(plan.views):
+        try:
+            file = _features(backbone, quick, images, chosen, recipe, k, cache, progress)
+        except SonobreastError as error:
+            full = isinstance(error.__cause__, OSError) and is_full(error.__cause__)
+            if k == 0 or not plan.mapped or not full:
+                raise
+            why = f"the disk is full: {k} of {wanted} augmented views are used"
+            break
+        if plan.mapped:
+            files.append(file)
+        else:
+            views[k] = torch.from_numpy(file.array)
+    used = len(files) - 1 if plan.mapped else len(views)
+    if why and say is not None:
+        say(why)
+    if progress is not None and used < wanted:
+        progress((wanted - used) * len(chosen))
+    standardise = starts_standardised(backbone, recipe)
+    if not plan.mapped:
+        return Bank(torch.from_numpy(clean.take(slice(None))), views, standardise)
+    first, *rest = (torch.from_numpy(f.array) for f in files)
+    return Bank(first, tuple(rest), standardise, tuple(files))
 
 
 def starts_standardised(backbone: Backbone, recipe: Recipe) -> bool:
@@ -219,40 +272,53 @@ def _features(
     view: int | None,
     cache: Path | None,
     progress: Progress | None,
-) -> Tensor:
-    file = None if cache is None else cache / f"{'clean' if view is None else f'view-{view:03d}'}.safetensors"
-    if file is not None and (known := _cached(file, len(index), backbone.features)) is not None:
+) -> Mapped:
+    """Features of one view, (n, F), 0 for images that are not in ``index``; on the disk where there is a cache."""
+    shape = (len(images.names), backbone.features)
+    if cache is None:
+        held = np.zeros(shape, np.float32)
+        for rows, features in _computed(backbone, forward, images, index, recipe, view, progress):
+            held[rows] = features
+        return Mapped.of(held)
+    file = cache / f"{'clean' if view is None else f'view-{view:03d}'}.safetensors"
+    known = read_view(file, shape)
+    if known is not None:
         if progress is not None:
             progress(len(index))
         return known
-    features = torch.empty(len(index), backbone.features)
-    with torch.inference_mode():
-        for start in range(0, len(index), _BATCH):
-            part = index[start : start + _BATCH]
+    write_view(file, shape, _computed(backbone, forward, images, index, recipe, view, progress))
+    written = read_view(file, shape)
+    if written is None:
+        raise SonobreastError("features are read back damaged", file=file, remedy="check the disk")
+    return written
+
+
+def _computed(
+    backbone: Backbone,
+    forward: Forward,
+    images: Images,
+    index: NDArray[np.intp],
+    recipe: Recipe,
+    view: int | None,
+    progress: Progress | None,
+) -> Iterator[Part]:
+    """Rows and their features, batch by batch; at the end an error if some were not finite."""
+    broken: list[int] = []
+    for start in range(0, len(index), _BATCH):
+        part = index[start : start + _BATCH]
+        with torch.inference_mode():
             batch = network_input(images, part, recipe, backbone, view)
-            features[start : start + len(part)] = forward(batch)
-            if progress is not None:
-                progress(len(part))
-    broken = torch.nonzero(~torch.isfinite(features).all(dim=1)).flatten()
-    if len(broken):
+            features = forward(batch)
+            broken += part[~torch.isfinite(features).all(dim=1).numpy()].tolist()
+        yield part, features.numpy()
+        if progress is not None:
+            progress(len(part))
+    if broken:
         raise SonobreastError(
             f"the backbone gives features that are no finite numbers for {len(broken)} image(s)",
-            file=images.names[int(index[int(broken[0])])],
+            file=images.names[broken[0]],
             remedy="look at that image; if it is in order, the weights or the input scaling are not",
         )
-    if file is not None:
-        with atomic(file, "wb") as stream:
-            stream.write(save({"features": features}))
-    return features
-
-
-def _cached(file: Path, n: int, features: int) -> Tensor | None:
-    """Features of an earlier, interrupted call; None where they are not there or damaged."""
-    try:
-        known = load_file(file)["features"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-    return known if known.shape == (n, features) and bool(torch.isfinite(known).all()) else None
 
 
 def cache_key(backbone: Backbone, images: Images, recipe: Recipe, trained_on: NDArray[np.intp]) -> str:
@@ -261,7 +327,8 @@ def cache_key(backbone: Backbone, images: Images, recipe: Recipe, trained_on: ND
     settings = [recipe.preprocess.model_dump(), recipe.augment.model_dump(), images.names, trained_on.tolist()]
     settings += [backbone.mean, backbone.std, str(views_dtype(recipe))]
     digest.update(json.dumps(settings).encode())
-    digest.update(images.pixels.tobytes())
+    pixels = images.pixels
+    digest.update(pixels.key.encode() if isinstance(pixels, Pixels) else pixels.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -30,6 +30,8 @@ from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, Wa
 from sonobreast.training.optimizers import vector_update
 
 _Done = tuple[int, Fitted | Diverged]
+_GATHERED = 16 << 20  # bytes of features that a head gathers at once
+_MEASURING = threading.Lock()  # the features of all training images at once: by one head at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,11 +295,15 @@ def _fit(
         standardise = None
         if isinstance(start.head[0], Standardise):
             standardise = Standardise(bank.clean.shape[1])
-            standardise.measure(bank.clean[index])
-        clean = bank.clean[held_out] if standardise is None else standardise(bank.clean[held_out])
+            with _MEASURING:
+                standardise.measure(bank.take(None, index))
+        clean = bank.take(None, held_out)
+        if standardise is not None:
+            clean = standardise(clean)
         label, held_out_label = images.label[index], images.label[held_out]
         class_weight = class_weights(label, len(images.classes), recipe)
         room = _room(len(index), layers, settings.batch_size, recipe.head.dropout > 0)
+        rows = max(1, _GATHERED // (4 * bank.clean.shape[1]))
         history: list[Epoch] = []
         watch = Watch(settings.early_stopping)
         best = weights.clone()
@@ -305,7 +311,10 @@ def _fit(
             if stop.is_set():
                 return None
             permutation, stays = start.draws.of(epoch)
-            torch.index_select(bank.views[epoch % len(bank.views)], 0, index[permutation], out=room.features)
+            order = index[permutation]
+            for first in range(0, len(order), rows):
+                some = slice(first, first + rows)
+                bank.take(epoch % len(bank.views), order[some], out=room.features[some])
             if standardise is not None:
                 room.features.sub_(standardise.mean).div_(standardise.std)
             if room.mask is not None:
@@ -333,8 +342,11 @@ def _fit(
                 break
         report(settings.epochs - len(history))
         weights.copy_(best)
-        everything = bank.clean if standardise is None else standardise(bank.clean)
-        probability = _forward(layers, everything).softmax(dim=1).numpy()
+        parts = []
+        for part in torch.split(torch.arange(len(bank.clean)), rows):
+            clean = bank.take(None, part)
+            parts.append(_forward(layers, clean if standardise is None else standardise(clean)).softmax(dim=1))
+        probability = torch.cat(parts).numpy()
     state = _state(start.head, layers, standardise)
     return Fitted(state, tuple(history), watch.best_epoch, probability, time.perf_counter() - started)
 

@@ -21,8 +21,8 @@ from sonobreast.data import exclusions, groups
 from sonobreast.data import manifest as manifests
 from sonobreast.data import split as splits
 from sonobreast.data.cohort import Cohort, Sources, divide, gather
-from sonobreast.data.dataset import decode_all
 from sonobreast.data.manifest import Manifest
+from sonobreast.data.store import open_store
 from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.evaluation.looks import record as record_looks
@@ -147,6 +147,7 @@ def run_study(
                     failed |= _run_architecture(
                         architecture, todo, decoded, rows, recipe, weights, out, manifest, runs, reporter
                     )
+                    shutil.rmtree(out / "cache", ignore_errors=True)  # the next one's features may need the room
         finished = collect(out, runs)
         _count_looks(out, runs, rows, manifest)
         write_json(out / "failed.json", {"runs": failed})
@@ -195,19 +196,11 @@ def _count_looks(out: Path, runs: Sequence[Run], rows: Sequence[Assignment], man
     write_json(out / "looks.json", {"test_sets": [row.model_dump() for row in looks]})
 
 
-def _steps(reporter: Reporter, title: str) -> manifests.Progress:
-    def progress(done: int, total: int) -> None:
-        if done == 1:
-            reporter.stage(title, total)
-        reporter.advance()
-
-    return progress
-
-
 def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: Reporter) -> Images:
     ordered = sorted(cases, key=lambda c: c.image)
     classes = recipe.data.classes or tuple(c for c in manifest.counts if any(k.label == c for k in ordered))
-    pixels = decode_all([manifest.path(c) for c in ordered], recipe.preprocess, _steps(reporter, "decoding images"))
+    paths, digests = [manifest.path(c) for c in ordered], [c.sha256 for c in ordered]
+    pixels = open_store(paths, digests, recipe.preprocess, progress=stages(reporter), say=reporter.say)
     label = torch.tensor([classes.index(c.label) for c in ordered])
     return Images(pixels, tuple(c.image for c in ordered), label, classes)
 
@@ -268,6 +261,7 @@ def _run_architecture(
                     run,
                     backbone_file=backbone_file,
                     data_fingerprint=manifest.fingerprint,
+                    views=None if bank is None else len(bank.views),
                 )
                 finished += 1
             reporter.runs(finished, len(runs))
@@ -287,7 +281,7 @@ def _bank(
     trained_on: NDArray[np.intp] = np.asarray([i for i, n in enumerate(images.names) if n in used], np.intp)
     reporter.stage(f"{architecture}: features", bank_size(len(images.names), len(trained_on), recipe))
     cache = out / "cache" / cache_key(backbone, images, recipe, trained_on)
-    return compute_bank(backbone, images, recipe, cache, reporter.advance, trained_on)
+    return compute_bank(backbone, images, recipe, cache, reporter.advance, trained_on, reporter.say)
 
 
 def _save_backbone(backbone: Backbone, out: Path) -> str:
