@@ -339,9 +339,13 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
             (differences["pairs"], [_pair_title(r, " and ") for r in differences["pairs"]], "pairs of configurations"),
         ):
             differ = [t for r, t in zip(rows, titles, strict=True) if r["p_holm"] <= 0.05]
+            others = [t for t in titles if t not in differ]
+            if len(differ) <= len(others):
+                named = f": {'; '.join(differ)}" if differ else ""
+            else:
+                named = f"; not told apart: {'; '.join(others)}" if others else ""
             words.append(
-                f"{how}, {len(differ)} of {len(rows)} comparisons of {what} differ over all draws (95 %, Holm)"
-                + (f": {'; '.join(differ)}." if differ else ".")
+                f"{how}, {len(differ)} of {len(rows)} comparisons of {what} differ over all draws (95 %, Holm){named}."
             )
         told = [100 * r["significant"] for r in differences["pairs"]]
         if told:
