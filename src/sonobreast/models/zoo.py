@@ -112,7 +112,8 @@ class Backbone(nn.Module):
         maps = self.network.forward_intermediates(  # type: ignore[operator]
             images, indices=[self.cut], intermediates_only=True, stop_early=True, norm=False
         )
-        pooled: Tensor = maps[0].mean((2, 3))  # (B, C, h, w) -> (B, C)
+        # In float32 also where the network runs in bfloat16: images differ little in these features.
+        pooled: Tensor = maps[0].float().mean((2, 3))  # (B, C, h, w) -> (B, C)
         return pooled
 
     def used_tensors(self) -> dict[str, Tensor]:
