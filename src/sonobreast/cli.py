@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sonobreast.screen import (
+    Progress,
+    console,
+    print_audit,
+    print_comparison,
+    print_manifest,
+    print_results,
+    reporter,
+    say_report,
+    staged,
+)
+
 if TYPE_CHECKING:
     from sonobreast.config import Recipe
-    from sonobreast.data.audit import Audit
     from sonobreast.data.cohort import Sources
-    from sonobreast.data.manifest import Manifest
-    from sonobreast.evaluation.comparison import Family
-    from sonobreast.training.study import Reporter
 
 app = typer.Typer(
     name="sonobreast",
@@ -79,7 +86,7 @@ def data_check(
     from sonobreast.data import manifest as manifests
 
     file = out if out.suffix.lower() == ".csv" else out / "manifest.csv"
-    with _progress() as (stage, advance, _):
+    with Progress() as (stage, advance, _):
 
         def progress(done: int, total: int) -> None:
             if done == 1:
@@ -88,66 +95,7 @@ def data_check(
 
         manifest = manifests.build(source, strict=strict, progress=progress)
     manifests.write(file, manifest)
-    _print_manifest(manifest, file)
-
-
-def _print_manifest(manifest: Manifest, file: Path) -> None:
-    from rich.table import Table
-
-    console = _console()
-    title = {"busi": "BUSI layout", "folders": "a folder for each class", "csv": "CSV"}[manifest.layout]
-    table = Table(title=f"{title}: {len(manifest.cases)} images", title_justify="left")
-    table.add_column("class")
-    for name in ("images", "masks", "Aulia 2026, Table 1"):
-        table.add_column(name, justify="right")
-    from sonobreast.data.catalogue import DATA_SETS
-    from sonobreast.evaluation.published import class_counts
-
-    busi = manifest.layout == "busi" and manifest.counts == DATA_SETS["busi"].classes
-    printed = (class_counts("aulia2026") or {}) if busi else {}
-    for label, n in manifest.counts.items():
-        masks = sum(len(c.masks) for c in manifest.cases if c.label == label)
-        table.add_row(label, str(n), str(masks), str(printed.get(label, "")))
-    total = sum(len(c.masks) for c in manifest.cases)
-    table.add_row("total", str(len(manifest.cases)), str(total), str(printed.get("total", "")), style="bold")
-    if not busi:
-        table.columns.pop()
-    console.print(table)
-    if busi and printed.get("benign") == 487:
-        console.print("The paper prints 487 benign images; its own total of 780 needs 437 (487 is a misprint).")
-    if manifest.layout == "busi" and not busi:
-        complete = ", ".join(f"{n} {c}" for c, n in DATA_SETS["busi"].classes.items())
-        console.print(f"The complete BUSI has {complete}: this is a part of it, or other data in its layout.")
-    patients = {c.patient for c in manifest.cases if c.patient}
-    groups = len({c.group for c in manifest.cases})
-    if patients:
-        console.print(f"{len(patients)} patients; splits keep each patient's images together.")
-    elif groups < len(manifest.cases):
-        console.print(f"{groups} groups; splits keep each group's images together.")
-    else:
-        console.print(
-            "No patients or groups are known: each image counts as independent, copies of one picture included.",
-            style="yellow",
-        )
-    _print_problems(manifest)
-    console.print(f"wrote {file}", highlight=False, soft_wrap=True)
-
-
-def _print_problems(manifest: Manifest) -> None:
-    from rich.markup import escape
-
-    console = _console()
-    kinds: dict[tuple[str, str], list[Any]] = {}
-    for p in manifest.problems:
-        kinds.setdefault((p.severity, p.code), []).append(p)
-    for (severity, _), problems in kinds.items():
-        style = "red" if severity == "error" else "yellow"
-        console.print(f"{len(problems)} file(s): {escape(problems[0].what)}", style=style, highlight=False)
-        for p in problems[:5]:
-            console.print(f"  {escape(p.file)}", highlight=False, soft_wrap=True)
-        if len(problems) > 5:
-            console.print(f"  ... {len(problems) - 5} more in problems.csv")
-        console.print(f"  what to do: {escape(problems[0].remedy)}", highlight=False)
+    print_manifest(manifest, file)
 
 
 @data_app.command("audit")
@@ -166,40 +114,16 @@ def data_audit(
     from sonobreast.data.card import compare_with_card, write_card
 
     audits.prepare(out)
-    with _progress() as (stage, advance, _):
-        result = audits.audit(source, strict=strict, progress=_staged(stage, advance))
+    with Progress() as (stage, advance, _):
+        result = audits.audit(source, strict=strict, progress=staged(stage, advance))
         stage("writing the page", 0)
         audits.write(out, result)
         write_page(out / "audit.html", result, images=not no_images)
-    _print_audit(result, out)
+    print_audit(result, out)
     if card is not None:
         write_card(card, result)
     for line in compare_with_card(result):
-        _console().print(line, highlight=False, soft_wrap=True)
-
-
-def _print_audit(result: Audit, out: Path) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from sonobreast.data.findings import by_gravity
-
-    console = _console()
-    table = Table(title=f"{len(result.manifest.cases)} images, {result.seconds:.0f} s", title_justify="left")
-    for name in ("result", "check", "what was found"):
-        table.add_column(name)
-    styles = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-    for f in by_gravity(result.findings):
-        shown = f.severity if f.status == "found" else f.status
-        style = styles[f.severity] if f.status == "found" else "dim"
-        table.add_row(shown, f.code, escape(f.what), style=style)
-    console.print(table)
-    n = sum(r.exclude == "yes" for r in result.exclusions)
-    images = sum(len(g) for g in result.grouped.values())
-    console.print(
-        f"{len(result.grouped)} groups of two or more hold {images} images; {n} images suggested for exclusion."
-    )
-    console.print(f"wrote {out / 'audit.html'}", highlight=False, soft_wrap=True)
+        console().print(line, highlight=False, soft_wrap=True)
 
 
 @data_app.command("download")
@@ -211,10 +135,8 @@ def data_download(
 
     folder = download(name)
     card = DATA_SETS[name.lower()]
-    _console().print(
-        f"{card.title}\n  in: {folder}\n  licence: {card.licence}\n  cite: {card.citation}", soft_wrap=True
-    )
-    _console().print(f"next: sonobreast data check '{folder}'", soft_wrap=True)
+    console().print(f"{card.title}\n  in: {folder}\n  licence: {card.licence}\n  cite: {card.citation}", soft_wrap=True)
+    console().print(f"next: sonobreast data check '{folder}'", soft_wrap=True)
 
 
 @data_app.command("phantom")
@@ -230,7 +152,7 @@ def data_phantom(
     from sonobreast.data.contact_sheet import contact_sheet
     from sonobreast.data.phantom import write
 
-    with _progress() as (stage, advance, _):
+    with Progress() as (stage, advance, _):
 
         def progress(done: int, total: int) -> None:
             if done == 1:
@@ -240,9 +162,9 @@ def data_phantom(
         write(out, n=n, seed=seed, size=size, force=force, progress=progress)
     if sheet is not None:
         contact_sheet(sheet, seed=seed, size=max(size, 200))
-    console = _console()
-    console.print(f"{n} simulated images in {out}, with masks and manifest.csv", highlight=False, soft_wrap=True)
-    console.print("They are simulated: nothing learned from them says anything about patients.", style="yellow")
+    terminal = console()
+    terminal.print(f"{n} simulated images in {out}, with masks and manifest.csv", highlight=False, soft_wrap=True)
+    terminal.print("They are simulated: nothing learned from them says anything about patients.", style="yellow")
 
 
 @study_app.command("run")
@@ -278,7 +200,7 @@ def study_report(
     from sonobreast.evaluation.report import write_report
 
     file = write_report(out, images=not no_images, prevalences=prevalence or ())
-    _console().print(f"wrote {file}", highlight=False, soft_wrap=True)
+    console().print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 
 @study_app.command("leakage")
@@ -297,12 +219,12 @@ def study_leakage(
     from sonobreast.data.cohort import Sources
 
     settings, sources = load_recipe(recipe, overrides or ()), Sources(data, groups, exclude, None, strict)
-    with _progress() as (stage, advance, say):
+    with Progress() as (stage, advance, say):
         say("starting PyTorch")
         from sonobreast.training.leakage import run_leakage
 
-        report = run_leakage(settings, sources, weights, out, _screen(stage, advance, say))
-    _say_report(report)
+        report = run_leakage(settings, sources, weights, out, reporter(stage, advance, say))
+    say_report(report)
 
 
 @study_app.command("reproduce")
@@ -322,16 +244,12 @@ def study_reproduce(
     from sonobreast.data.cohort import Sources
 
     settings, sources = load_recipe(recipe, overrides or ()), Sources(data, groups, exclude, None, strict)
-    with _progress() as (stage, advance, say):
+    with Progress() as (stage, advance, say):
         say("starting PyTorch")
         from sonobreast.training.reproduce import run_reproduction
 
-        report = run_reproduction(settings, sources, weights, out, draws, _screen(stage, advance, say))
-    _say_report(report)
-
-
-def _say_report(report: Path) -> None:
-    _console().print(f"report: {report}", highlight=False, soft_wrap=True)
+        report = run_reproduction(settings, sources, weights, out, draws, reporter(stage, advance, say))
+    say_report(report)
 
 
 @app.command()
@@ -375,7 +293,7 @@ def train(
 
 
 def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: bool) -> None:
-    with _progress() as (stage, advance, say):
+    with Progress() as (stage, advance, say):
         say("starting PyTorch")
         import logging
 
@@ -385,14 +303,14 @@ def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: b
         for name in ("lightning.pytorch", "lightning.fabric"):  # its advice is not about this command
             logging.getLogger(name).setLevel(logging.ERROR)
 
-        outcome = run_study(recipe, sources, weights, out, images=images, reporter=_screen(stage, advance, say))
+        outcome = run_study(recipe, sources, weights, out, images=images, reporter=reporter(stage, advance, say))
         report = write_report(out, images=images) if outcome.finished else None
-    console = _console()
+    terminal = console()
     if outcome.reused:
-        console.print(f"{outcome.reused} of {outcome.finished} runs were finished before and kept.")
-    _print_results(out) if outcome.finished else None
+        terminal.print(f"{outcome.reused} of {outcome.finished} runs were finished before and kept.")
+    print_results(out) if outcome.finished else None
     if report is not None:
-        _say_report(report)
+        say_report(report)
     if outcome.failed:
         from sonobreast.errors import SonobreastError
 
@@ -402,122 +320,6 @@ def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: b
             file=out / "failed.json",
             remedy="change the settings in a new --out (for example a lower training.learning_rate)",
         )
-
-
-def _screen(stage: Callable[[str, int], None], advance: Callable[..., None], say: Callable[[str], None]) -> Reporter:
-    from sonobreast.training.study import Reporter
-
-    class Screen(Reporter):
-        """Shows a study on the terminal."""
-
-        done = 0
-        total = 0
-
-        def stage(self, title: str, total: int) -> None:
-            runs = f"  [{self.done}/{self.total} runs]" if self.total else ""
-            stage(title + runs, total)
-
-        def advance(self, steps: int = 1) -> None:
-            advance(steps)
-
-        def runs(self, done: int, total: int) -> None:
-            self.done, self.total = done, total
-
-        def say(self, text: str) -> None:
-            say(text)
-
-    return Screen()
-
-
-def _print_results(out: Path) -> None:
-    from rich.table import Table
-
-    from sonobreast.records import read_json
-
-    metrics = read_json(out / "metrics.json")
-    table = Table(title="test accuracy, %", title_justify="left")
-    for name, justify in (
-        ("network", "left"),
-        ("optimizer", "left"),
-        ("accuracy", "right"),
-        ("95 % interval", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("images", justify="right")
-    for c in metrics["configurations"]:
-        a = c["accuracy"]
-        interval = "none" if a["low"] is None else f"{100 * a['low']:.1f}-{100 * a['high']:.1f}"
-        table.add_row(c["architecture"], c["optimizer"], f"{100 * a['estimate']:.2f}", interval, str(c["n"]))
-    _console().print(table)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
-
-
-def _staged(stage: Callable[[str, int], None], advance: Callable[..., None]) -> Callable[[str, int, int], None]:
-    """A progress function for work that names its stages: (stage, done, of how many)."""
-    current, seen = "", 0
-
-    def progress(name: str, done: int, total: int) -> None:
-        nonlocal current, seen
-        if name != current:
-            stage(name, total)
-            current, seen = name, 0
-        advance(done - seen)
-        seen = done
-
-    return progress
-
-
-class _progress:
-    """A progress line with the time left on a terminal; silence where the output goes to a file or a pipe."""
-
-    def __enter__(self) -> tuple[Callable[[str, int], None], Callable[..., None], Callable[[str], None]]:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left:"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.bar.start()
-        self.task: Any = None
-
-        def stage(title: str, total: int) -> None:
-            if self.task is not None:
-                self.bar.update(self.task, visible=False)
-            self.task = self.bar.add_task(escape(title), total=total or None)
-
-        def advance(steps: int = 1) -> None:
-            if self.task is not None:
-                self.bar.advance(self.task, steps)
-
-        def say(text: str) -> None:
-            if console.is_terminal or not text.startswith("starting"):
-                self.bar.console.print(escape(text), highlight=False, soft_wrap=True)
-
-        return stage, advance, say
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
 
 @app.command()
@@ -550,30 +352,10 @@ def compare(
         family = comparison.compare_all(table, metrics=metric)
     else:
         family = comparison.compare_two(table, a, b, metrics=metric)
-    _print_comparison(family)
+    print_comparison(family)
     if out is not None:
         comparison_text.write(out, family)
-        _console().print(f"wrote {out}", highlight=False, soft_wrap=True)
-
-
-def _print_comparison(family: Family) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from sonobreast.evaluation import comparison_text
-
-    console = _console()
-    for title, header, rows, notes in comparison_text.texts(family):
-        table = Table(title=escape(title), title_justify="left")
-        for i, name in enumerate(header):
-            table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
-        for row in rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
-        for note in notes:
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
-    for sentence in comparison_text.sentences(family):
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        console().print(f"wrote {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -591,14 +373,14 @@ def plan(
     from sonobreast.evaluation import planning
 
     share = malignant_share if auc else None
-    console = _console()
-    console.print(planning.sentence(width, expected, design_effect, share, level), highlight=False, soft_wrap=True)
+    terminal = console()
+    terminal.print(planning.sentence(width, expected, design_effect, share, level), highlight=False, soft_wrap=True)
     table = Table()
     for name in planning.PLAN_COLUMNS:
         table.add_column(name, justify="right")
     for row in planning.rows(width, expected, design_effect, share, level):
         table.add_row(*row)
-    console.print(table)
+    terminal.print(table)
 
 
 def main() -> None:

@@ -1,0 +1,236 @@
+"""What a person sees on the terminal: a progress line, tables, sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sonobreast.data.audit import Audit
+    from sonobreast.data.manifest import Manifest
+    from sonobreast.evaluation.comparison import Family
+    from sonobreast.training.study import Reporter
+
+
+def console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+class Progress:
+    """A progress line with the time left on a terminal; silence where the output goes to a file or a pipe."""
+
+    def __enter__(self) -> tuple[Callable[[str, int], None], Callable[..., None], Callable[[str], None]]:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.bar.start()
+        self.task: Any = None
+
+        def stage(title: str, total: int) -> None:
+            if self.task is not None:
+                self.bar.update(self.task, visible=False)
+            self.task = self.bar.add_task(escape(title), total=total or None)
+
+        def advance(steps: int = 1) -> None:
+            if self.task is not None:
+                self.bar.advance(self.task, steps)
+
+        def say(text: str) -> None:
+            if console.is_terminal or not text.startswith("starting"):
+                self.bar.console.print(escape(text), highlight=False, soft_wrap=True)
+
+        return stage, advance, say
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def staged(stage: Callable[[str, int], None], advance: Callable[..., None]) -> Callable[[str, int, int], None]:
+    """A progress function for work that names its stages: (stage, done, of how many)."""
+    current, seen = "", 0
+
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal current, seen
+        if name != current:
+            stage(name, total)
+            current, seen = name, 0
+        advance(done - seen)
+        seen = done
+
+    return progress
+
+
+def reporter(stage: Callable[[str, int], None], advance: Callable[..., None], say: Callable[[str], None]) -> Reporter:
+    from sonobreast.training.study import Reporter
+
+    class Screen(Reporter):
+        """Shows a study on the terminal."""
+
+        done = 0
+        total = 0
+
+        def stage(self, title: str, total: int) -> None:
+            runs = f"  [{self.done}/{self.total} runs]" if self.total else ""
+            stage(title + runs, total)
+
+        def advance(self, steps: int = 1) -> None:
+            advance(steps)
+
+        def runs(self, done: int, total: int) -> None:
+            self.done, self.total = done, total
+
+        def say(self, text: str) -> None:
+            say(text)
+
+    return Screen()
+
+
+def print_manifest(manifest: Manifest, file: Path) -> None:
+    from rich.table import Table
+
+    screen = console()
+    title = {"busi": "BUSI layout", "folders": "a folder for each class", "csv": "CSV"}[manifest.layout]
+    table = Table(title=f"{title}: {len(manifest.cases)} images", title_justify="left")
+    table.add_column("class")
+    for name in ("images", "masks", "Aulia 2026, Table 1"):
+        table.add_column(name, justify="right")
+    from sonobreast.data.catalogue import DATA_SETS
+    from sonobreast.evaluation.published import class_counts
+
+    busi = manifest.layout == "busi" and manifest.counts == DATA_SETS["busi"].classes
+    printed = (class_counts("aulia2026") or {}) if busi else {}
+    for label, n in manifest.counts.items():
+        masks = sum(len(c.masks) for c in manifest.cases if c.label == label)
+        table.add_row(label, str(n), str(masks), str(printed.get(label, "")))
+    total = sum(len(c.masks) for c in manifest.cases)
+    table.add_row("total", str(len(manifest.cases)), str(total), str(printed.get("total", "")), style="bold")
+    if not busi:
+        table.columns.pop()
+    screen.print(table)
+    if busi and printed.get("benign") == 487:
+        screen.print("The paper prints 487 benign images; its own total of 780 needs 437 (487 is a misprint).")
+    if manifest.layout == "busi" and not busi:
+        complete = ", ".join(f"{n} {c}" for c, n in DATA_SETS["busi"].classes.items())
+        screen.print(f"The complete BUSI has {complete}: this is a part of it, or other data in its layout.")
+    patients = {c.patient for c in manifest.cases if c.patient}
+    groups = len({c.group for c in manifest.cases})
+    if patients:
+        screen.print(f"{len(patients)} patients; splits keep each patient's images together.")
+    elif groups < len(manifest.cases):
+        screen.print(f"{groups} groups; splits keep each group's images together.")
+    else:
+        screen.print(
+            "No patients or groups are known: each image counts as independent, copies of one picture included.",
+            style="yellow",
+        )
+    print_problems(manifest)
+    screen.print(f"wrote {file}", highlight=False, soft_wrap=True)
+
+
+def print_problems(manifest: Manifest) -> None:
+    from rich.markup import escape
+
+    screen = console()
+    kinds: dict[tuple[str, str], list[Any]] = {}
+    for p in manifest.problems:
+        kinds.setdefault((p.severity, p.code), []).append(p)
+    for (severity, _), problems in kinds.items():
+        style = "red" if severity == "error" else "yellow"
+        screen.print(f"{len(problems)} file(s): {escape(problems[0].what)}", style=style, highlight=False)
+        for p in problems[:5]:
+            screen.print(f"  {escape(p.file)}", highlight=False, soft_wrap=True)
+        if len(problems) > 5:
+            screen.print(f"  ... {len(problems) - 5} more in problems.csv")
+        screen.print(f"  what to do: {escape(problems[0].remedy)}", highlight=False)
+
+
+def print_audit(result: Audit, out: Path) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sonobreast.data.findings import by_gravity
+
+    screen = console()
+    table = Table(title=f"{len(result.manifest.cases)} images, {result.seconds:.0f} s", title_justify="left")
+    for name in ("result", "check", "what was found"):
+        table.add_column(name)
+    styles = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+    for f in by_gravity(result.findings):
+        shown = f.severity if f.status == "found" else f.status
+        style = styles[f.severity] if f.status == "found" else "dim"
+        table.add_row(shown, f.code, escape(f.what), style=style)
+    screen.print(table)
+    n = sum(r.exclude == "yes" for r in result.exclusions)
+    images = sum(len(g) for g in result.grouped.values())
+    screen.print(
+        f"{len(result.grouped)} groups of two or more hold {images} images; {n} images suggested for exclusion."
+    )
+    screen.print(f"wrote {out / 'audit.html'}", highlight=False, soft_wrap=True)
+
+
+def print_results(out: Path) -> None:
+    from rich.table import Table
+
+    from sonobreast.records import read_json
+
+    metrics = read_json(out / "metrics.json")
+    table = Table(title="test accuracy, %", title_justify="left")
+    for name, justify in (
+        ("network", "left"),
+        ("optimizer", "left"),
+        ("accuracy", "right"),
+        ("95 % interval", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("images", justify="right")
+    for c in metrics["configurations"]:
+        a = c["accuracy"]
+        interval = "none" if a["low"] is None else f"{100 * a['low']:.1f}-{100 * a['high']:.1f}"
+        table.add_row(c["architecture"], c["optimizer"], f"{100 * a['estimate']:.2f}", interval, str(c["n"]))
+    console().print(table)
+
+
+def print_comparison(family: Family) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sonobreast.evaluation import comparison_text
+
+    screen = console()
+    for title, header, rows, notes in comparison_text.texts(family):
+        table = Table(title=escape(title), title_justify="left")
+        for i, name in enumerate(header):
+            table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        screen.print(table)
+        for note in notes:
+            screen.print(note, highlight=False, markup=False, soft_wrap=True)
+    for sentence in comparison_text.sentences(family):
+        screen.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_report(report: Path) -> None:
+    console().print(f"report: {report}", highlight=False, soft_wrap=True)
