@@ -32,6 +32,8 @@ Progress = Callable[[str, int, int], None]
 Files = tuple[tuple[str, ...], ...]
 
 LARGE = 10
+IN_PROCESSES = 300
+"""Images from which on starting processes is worth their second."""
 PAIR_COLUMNS = ("image", "other", "kind", "score", "agreement", "overlap", "mirrored", "remark")
 _DEVICE = ("device", "manufacturer", "scanner", "machine", "us_machine", "equipment")
 
@@ -110,7 +112,7 @@ def audit(source: Path, *, strict: bool = False, workers: int = 2, progress: Pro
     )
     members = groups.join(plain.cases, pairs)
     found = groups.regroup(plain, members)
-    properties = tuple(_each(found.cases, lambda c: _properties(found, c), "looking at overlays", tell))
+    properties = tuple(_properties(found, workers, tell))
     findings = (
         *_problems(found),
         *_copies(found, pairs),
@@ -139,8 +141,23 @@ def _each(
             tell(stage, done, len(items))
 
 
-def _properties(data: Manifest, case: Case) -> Properties:
-    image = decode(data.path(case))
+def _properties(data: Manifest, workers: int, tell: Callable[[str, int, int], None]) -> Iterator[Properties]:
+    """Of each image; in processes where there are many, because the work is Python's own and threads would queue."""
+    paths = [data.path(c) for c in data.cases]
+    if len(paths) < IN_PROCESSES or workers < 2:
+        yield from _each(paths, _seen, "looking at overlays", tell)
+        return
+    from joblib import Parallel, delayed
+
+    parallel = Parallel(n_jobs=workers, return_as="generator", batch_size=16)
+    for done, found in enumerate(parallel(delayed(_seen)(p) for p in paths), start=1):
+        yield found
+        tell("looking at overlays", done, len(paths))
+
+
+def _seen(path: Path) -> Properties:
+    with quiet():
+        image = decode(path)
     return Properties(look(image), border(image))
 
 
