@@ -72,9 +72,7 @@ def main() -> None:
     count = [int((train.classes == c).sum()) for c in range(3)]
     weight = {c: train.samples / (3 * n) for c, n in enumerate(count)}
     clock = Clock()
-    model.fit(
-        train, validation_data=validation, epochs=given.epochs, class_weight=weight, callbacks=[clock], verbose=0
-    )
+    model.fit(train, validation_data=validation, epochs=given.epochs, class_weight=weight, callbacks=[clock], verbose=0)
     print(
         json.dumps(
             {
