@@ -69,7 +69,7 @@ def fuse(network: nn.Module, example: Tensor, dtype: torch.dtype) -> Callable[[T
     callable or None
         Takes (B, 3, H, W) of ``dtype``, channels last.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     sizes = ({0: torch.export.Dim("batch")},)
     module = torch.export.export(copy.deepcopy(network), (example,), dynamic_shapes=sizes, strict=False).module(
@@ -116,9 +116,10 @@ def _without_changes_in_place(graph: fx.Graph) -> bool:
 def _convolution(node: fx.Node, state: Mapping[str, Tensor]) -> _Convolution:
     defaults: list[Any] = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
     given = [*node.args, *defaults[len(node.args) :]]
-    images, weight, bias, stride, padding, dilation, groups = given
-    pairs = [[v, v] if isinstance(v, int) else [*v, *v][:2] for v in (stride, padding, dilation)]
-    return _Convolution(node, images, _value(weight, state), _value(bias, state) if bias else None, *pairs, groups)
+    images, weight, bias, *numbers, groups = given
+    stride, padding, dilation = ([v, v] if isinstance(v, int) else [*v, *v][:2] for v in numbers)
+    own_bias = None if bias is None else _value(bias, state)
+    return _Convolution(node, images, _value(weight, state), own_bias, stride, padding, dilation, groups)
 
 
 def _norm_as_convolution(node: fx.Node, state: Mapping[str, Tensor]) -> _Convolution | None:
@@ -161,7 +162,8 @@ def _absorb(convolution: _Convolution, state: Mapping[str, Tensor], taken: set[f
 
 def _scale_and_shift(node: fx.Node, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """A batch norm in inference mode as factor and summand of each channel, both float32 (C,)."""
-    _, weight, bias, mean, variance, _, _, epsilon, *_ = node.args
+    given: list[Any] = list(node.args)
+    _, weight, bias, mean, variance, _, _, epsilon, *_ = given
     middle, spread = _value(mean, state), torch.sqrt(_value(variance, state) + epsilon)
     scale = (torch.ones_like(middle) if weight is None else _value(weight, state)) / spread
     return scale, (torch.zeros_like(middle) if bias is None else _value(bias, state)) - middle * scale
@@ -204,4 +206,5 @@ def _emit(
     for node in reversed([*c.replaced, c.node]):  # by hand: a norm counts as one that changes its statistics
         graph.erase_node(node)
     for other in others:
-        other.images, other.added = (new if n is c.node else n for n in (other.images, other.added))
+        other.images = new if other.images is c.node else other.images
+        other.added = new if other.added is c.node else other.added
