@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 # Where `make demo` works.
 DEMO ?= demo
 
-.PHONY: install demo test test-all lint types format check lock clean
+.PHONY: install demo test test-all lint types format check lock bench-keras clean
 
 install: $(INSTALLED)
 
@@ -66,5 +66,13 @@ lock:
 	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+|sonobreast)==|^-e ' .lock.all > requirements.lock
 	rm .lock.all
 
+# The environment of the Keras script that benchmarks/paper_grid.py is compared with; nothing else needs it.
+bench-keras: benchmarks/.keras/.installed
+
+benchmarks/.keras/.installed: benchmarks/requirements-keras.txt | $(INSTALLED)
+	test -x benchmarks/.keras/bin/python || $(PYTHON) -m venv benchmarks/.keras
+	$(UV) pip install --python benchmarks/.keras/bin/python -r benchmarks/requirements-keras.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) benchmarks/.keras demo .mypy_cache .pytest_cache .ruff_cache

@@ -152,9 +152,13 @@ def scale(images: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, 
     -------
     ndarray, float32, (..., 3, H, W)
     """
-    unit = images.astype(np.float32) / np.float32(255.0)
-    scaled = (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
+    # Bytes are moved before they grow to floats, and nothing is subtracted where that changes nothing.
+    scaled = np.ascontiguousarray(np.moveaxis(images, -1, -3)).astype(np.float32)
+    scaled /= np.float32(255.0)
+    if any(mean) or any(s != 1.0 for s in std):
+        scaled -= np.asarray(mean, np.float32)[:, None, None]
+        scaled /= np.asarray(std, np.float32)[:, None, None]
+    return scaled
 
 
 def is_mask(image: NDArray[np.uint8]) -> bool:

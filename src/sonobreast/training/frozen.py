@@ -229,8 +229,11 @@ def network_input(
         return torch.from_numpy(scale(images.pixels[index], mean, std))
     unit = torch.from_numpy(scale(images.pixels[index], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     drawn = draw_views([images.names[i] for i in index], view, seed, recipe.augment)
+    warped = warp(unit, drawn, recipe.augment)
+    if not any(mean) and all(s == 1.0 for s in std):
+        return warped
     centre, spread = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (mean, std))
-    return (warp(unit, drawn, recipe.augment) - centre) / spread
+    return warped.sub_(centre).div_(spread)
 
 
 def augmented_views(images: Images, image: int, recipe: Recipe, n: int) -> list[NDArray[np.uint8]]:
