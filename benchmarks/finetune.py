@@ -4,10 +4,11 @@
 
 The plain loop is what the tutorials show: torchvision's ImageFolder and transforms, a DataLoader, timm, float32, the
 default memory layout. Both sides read the same files, begin with the same weights, train everything for the same epochs
-with the same batch, optimizer and rate, keep the statistics of batch norm (or both train them: --batch-norm train), rotate, shift, zoom and flip by the same
-ranges, and validate after every epoch. Decoding is in the time of both. Each side is a process of its own, so that
-neither's settings touch the other; the two take turns. Images are BUSI from $SONOBREAST_DATA (a few of each class), else
-simulated. The accuracy is that of the validation images of a fit far too short to say which side learns better.
+with the same batch, optimizer and rate, keep the statistics of batch norm (or both train them: --batch-norm train),
+rotate, shift, zoom and flip by the same ranges, and validate after every epoch. Decoding is in the time of both. Each
+side is a process of its own, so that neither's settings touch the other; the two take turns. Images are BUSI from
+$SONOBREAST_DATA (a few of each class), else simulated. The accuracy is that of the validation images of a fit far too
+short to say which side learns better.
 Prints one JSON line last.
 """
 
@@ -65,9 +66,10 @@ def plain(a: argparse.Namespace) -> dict[str, Any]:
     backbone = load_backbone(a.network, a.weights or "none", cut_uncovered=False, image_size=SIZE)
     network.load_state_dict(backbone.network.state_dict(), strict=False)
     normalise = [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    bilinear = transforms.InterpolationMode.BILINEAR
     augment = [
         transforms.Resize((SIZE, SIZE)),
-        transforms.RandomAffine(15, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=transforms.InterpolationMode.BILINEAR),
+        transforms.RandomAffine(15, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=bilinear),
         transforms.RandomHorizontalFlip(),
     ]  # fmt: skip
     started, processor = time.perf_counter(), time.process_time()

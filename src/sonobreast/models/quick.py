@@ -129,10 +129,10 @@ def quick(network: nn.Module, plan: Plan, dtype: torch.dtype) -> Iterator[None]:
             if norm is None and not (own and dtype == torch.bfloat16):
                 continue
             changed.append(convolution)
-            convolution.forward = _convolve(convolution, norm, dtype if own else None)
+            convolution.forward = _convolve(convolution, norm, dtype if own else None)  # type: ignore[method-assign]
             if norm is not None:
                 changed.append(norm)
-                norm.forward = _pass(norm, fused=own)  # type: ignore[method-assign]
+                norm.forward = _pass(norm, fused=own)
         with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             yield
     finally:
