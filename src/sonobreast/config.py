@@ -163,8 +163,11 @@ class Model(Settings):
     batch_norm : {"inference", "train"}
         For ``finetune``: whether pre-trained batch norms keep their statistics.
     precision : {"auto", "float32", "bfloat16"}
-        Of the augmented views that go through a frozen backbone, for training alone; ``auto`` takes bfloat16 where the
-        processor multiplies it in hardware. Validation and test features are always float32.
+        Of the arithmetic of training alone: of the augmented views that go through a frozen backbone, and of the
+        training steps of one that is fine-tuned (its weights and their updates stay float32). ``auto`` takes bfloat16
+        where the processor multiplies it in hardware; for fine-tuning, if a timing of that network on this machine
+        says that it is faster. ``float32`` gives the same figures on every machine, up to rounding. Validation and test
+        probabilities are always computed in float32.
     """
 
     architectures: tuple[str, ...] = Field(min_length=1)

@@ -66,7 +66,7 @@ def record() -> dict[str, Any]:
         "sonobreast": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "packages": {name: v for name in _PACKAGES if (v := _version(name)) is not None},
         "git": _git_state(Path(__file__).resolve().parent),
@@ -85,7 +85,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as the system states it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -38,9 +38,9 @@ from sonobreast.records import (
     write_json,
     write_table,
 )
-from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, starts_standardised
+from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, starts_standardised, views_dtype
 from sonobreast.training.many_heads import Job, fit_heads
-from sonobreast.training.module import fit_network
+from sonobreast.training.module import Precision, choose_precision, fit_network
 
 _RUN_FILES = ("config.yaml", "history.csv", "weights.safetensors", "predictions.csv", "metrics.json")
 
@@ -76,16 +76,23 @@ def fit_runs(
     runs: Sequence[tuple[Run, Fold]],
     recipe: Recipe,
     progress: Progress | None = None,
+    precision: Precision | None = None,
 ) -> Generator[tuple[int, Fitted | Diverged], None, None]:
     """Train the runs of one architecture: heads on features (``bank``), or the network itself (no bank).
 
     Progress, the order and what comes of each run are those of `fit_heads`.
+
+    Parameters
+    ----------
+    precision : {"float32", "bfloat16"} or None
+        In which earlier runs of this architecture were fine-tuned; None: there are none.
     """
     if bank is not None:
         jobs = [Job(fold.train, fold.validation, run.optimizer, run.seed) for run, fold in runs]
         yield from fit_heads(bank, images, jobs, recipe, progress)
         return
     for index, (run, fold) in enumerate(runs):
+        precision = precision or choose_precision(backbone, images, fold.train, recipe)  # the same for all runs
         left = recipe.training.epochs
 
         def count(epochs: int) -> None:
@@ -96,7 +103,7 @@ def fit_runs(
 
         try:
             result: Fitted | Diverged = fit_network(
-                backbone, images, fold.train, fold.validation, recipe, run.optimizer, run.seed, count
+                backbone, images, fold.train, fold.validation, recipe, run.optimizer, run.seed, count, precision
             )
         except Diverged as error:
             result = error
@@ -155,6 +162,7 @@ def write_run(
                 "origin": backbone.coverage.origin,
                 "licence": backbone.coverage.licence,
                 "backbone_file": backbone_file,
+                "precision": fitted.precision or str(views_dtype(recipe)).removeprefix("torch."),
             },
             "classes": list(images.classes),
             "data_fingerprint": data_fingerprint,

@@ -119,6 +119,8 @@ class Fitted:
         Of every image of the study, without augmentation, at the best epoch.
     seconds : float
         For this run alone; the shared features are not in it.
+    precision : str or None
+        Of the training steps of a fine-tuned network; None where only a head was trained.
     """
 
     state: dict[str, Tensor]
@@ -126,6 +128,7 @@ class Fitted:
     best_epoch: int
     probability: NDArray[np.float32]
     seconds: float
+    precision: str | None = None
 
 
 def number_of_views(recipe: Recipe) -> int:

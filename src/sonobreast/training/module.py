@@ -1,4 +1,7 @@
-"""Fine-tuning of a backbone, in part or whole, with Lightning."""
+"""Fine-tuning of a backbone, in part or whole, with Lightning.
+
+Training may be in bfloat16, with float32 weights and gradients; every figure and probability is computed in float32.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import signal
 import threading
 import time
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import lightning
 import numpy as np
@@ -15,26 +20,32 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from sonobreast.config import Recipe
+from sonobreast.environment import processor
+from sonobreast.models.forward import has_bfloat16
 from sonobreast.models.heads import build_head
+from sonobreast.models.quick import plan_quick, quick
 from sonobreast.models.zoo import Backbone, fresh_network, tensors_of_last_stages
+from sonobreast.training.batches import Ahead, Batch, Inputs, parts
 from sonobreast.training.frozen import (
     Epoch,
     Fitted,
     Images,
     Progress,
     Watch,
-    check_finite,
     class_weights,
-    network_input,
+    epoch_row,
     number_of_views,
     weighted_loss,
 )
 from sonobreast.training.optimizers import build_optimizer
+from sonobreast.training.speed import fastest
 
+Precision = Literal["float32", "bfloat16"]
+_DTYPE: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_KEPT = 2**28  # bytes of validation inputs that are kept from epoch to epoch
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -49,24 +60,34 @@ def trainable_tensors(backbone: Backbone, recipe: Recipe) -> frozenset[str]:
 
 
 class FineTuning(lightning.LightningModule):
-    """Backbone and head under training; batches are indices into the images, which are augmented here, together.
+    """Backbone and head under training; batches are indices into the images and their augmented inputs.
 
     Lightning's hooks are used as its documentation has them; the class adds no options of its own.
     """
 
     def __init__(
-        self, backbone: Backbone, images: Images, train: NDArray[np.intp], recipe: Recipe, optimizer: str, seed: int
+        self,
+        backbone: Backbone,
+        images: Images,
+        train: NDArray[np.intp],
+        recipe: Recipe,
+        optimizer: str,
+        seed: int,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.images = images
         self.recipe = recipe
         self.optimizer_name = optimizer
-        self.seed = seed
+        self.dtype_of_steps = _DTYPE[precision]
         self.head = build_head(backbone.features, len(images.classes), recipe.head)
         self.changed = trainable_tensors(backbone, recipe)
         for name, parameter in backbone.network.named_parameters():
             parameter.requires_grad_(name in self.changed)
+        self.inputs = Inputs(images, recipe, backbone, seed, device())
+        # Of a cut network only a part is called, in a way of timm's own; no cut network is fine-tuned.
+        self.plan = plan_quick(backbone.network, self.inputs(train[:1], None).cpu())
         self.train()  # Lightning keeps the modes it finds, and a backbone comes in inference mode
         self.still = self._modules_in_inference_mode()
         self.register_buffer(
@@ -74,7 +95,7 @@ class FineTuning(lightning.LightningModule):
             class_weights(images.label[torch.from_numpy(train)], len(images.classes), recipe),
             persistent=False,
         )
-        self.sums: dict[str, float] = {}
+        self.steps: list[tuple[Tensor, Tensor, int]] = []
 
     weight: Tensor
 
@@ -92,29 +113,40 @@ class FineTuning(lightning.LightningModule):
         return still
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits: (B, 3, H, W) to (B, C)."""
-        # Convolutions on the CPU are up to three times faster with the channels last.
-        logits: Tensor = self.head(self.backbone(images.to(memory_format=torch.channels_last)))
+        """Logits in float32: (B, 3, H, W) to (B, C). In inference mode all arithmetic is float32."""
+        with quick(self.backbone.network, self.plan, self.dtype_of_steps if self.training else torch.float32):
+            features = self.backbone(images)
+        logits: Tensor = self.head(features.float())
         return logits
 
     def on_train_epoch_start(self) -> None:
-        self.sums = {"loss": 0.0, "hits": 0.0, "n": 0.0}
+        self.steps = []
 
-    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.keep_still()
+
+    def keep_still(self) -> None:
+        """Put what keeps its statistics into inference mode."""
         for module in self.still:
             module.eval()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        index = batch.cpu().numpy()
-        view = self.current_epoch % number_of_views(self.recipe)
-        inputs = network_input(self.images, index, self.recipe, self.backbone, view, seed=self.seed)
-        label = self.images.label[torch.from_numpy(index)].to(self.device)
-        logits = self(inputs.to(self.device))
+    def view(self) -> int:
+        """Number of the view that this epoch shows."""
+        return self.current_epoch % number_of_views(self.recipe)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        index, inputs = batch
+        label = self.inputs.label[index.to(self.inputs.device)]
+        logits = self(inputs)
         loss = weighted_loss(logits, label, self.weight)
-        self.sums["loss"] += float(loss.detach()) * len(label)
-        self.sums["hits"] += float((logits.detach().argmax(dim=1) == label).sum())
-        self.sums["n"] += len(label)
+        hits = (logits.detach().argmax(dim=1) == label).sum()
+        self.steps.append((loss.detach(), hits, len(label)))  # read after the epoch: no step waits for a GPU
         return loss
+
+    def figures(self) -> tuple[float, float]:
+        """Training loss and accuracy, means over the epoch's images."""
+        n = sum(k for *_, k in self.steps)
+        return sum(float(loss) * k for loss, _, k in self.steps) / n, sum(int(h) for _, h, _ in self.steps) / n
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -127,17 +159,18 @@ class FineTuning(lightning.LightningModule):
         return {k: v.detach().cpu().clone() for k, v in state.items()}
 
     @torch.inference_mode()
-    def logits(self, index: NDArray[np.intp]) -> Tensor:
-        """Logits of images as they are, in inference mode: (n, C), on the CPU."""
+    def logits(self, batches: Iterable[Tensor]) -> Tensor:
+        """Logits of images as they are, in inference mode and float32: (n, C), on the CPU."""
         modes = [(m, m.training) for m in self.modules()]
         self.eval()
-        parts = [
-            self(network_input(self.images, part, self.recipe, self.backbone, None).to(self.device)).cpu()
-            for part in np.array_split(index, max(1, len(index) // 32))
-        ]
+        found = [self(batch).cpu() for batch in batches]
         for module, mode in modes:
             module.training = mode
-        return torch.cat(parts)
+        return torch.cat(found)
+
+    def as_they_are(self, index: NDArray[np.intp]) -> Iterator[Tensor]:
+        """Inputs of images without augmentation, in parts."""
+        return (self.inputs(part, None) for part in parts(index))
 
 
 class _Judge(Callback):
@@ -149,20 +182,22 @@ class _Judge(Callback):
         self.history: list[Epoch] = []
         self.watch: Watch | None = None
         self.best: dict[str, Tensor] = {}
+        self.kept: list[Tensor] = []
+
+    def _inputs(self, module: FineTuning) -> Iterable[Tensor]:
+        """Those of the validation subset: the same in every epoch, so kept where they are not too many."""
+        if 4 * module.images.pixels[:1].size * len(self.validation) > _KEPT:
+            return module.as_they_are(self.validation)
+        self.kept = self.kept or list(module.as_they_are(self.validation))
+        return self.kept
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         module: FineTuning = pl_module
         self.watch = self.watch or Watch(module.recipe.training.early_stopping)
-        logits = module.logits(self.validation)
+        logits = module.logits(self._inputs(module))
         label = module.images.label[torch.from_numpy(self.validation)]
-        row = Epoch(
-            epoch=len(self.history) + 1,
-            train_loss=module.sums["loss"] / module.sums["n"],
-            train_accuracy=module.sums["hits"] / module.sums["n"],
-            validation_loss=float(functional.cross_entropy(logits, label)),
-            validation_accuracy=float((logits.argmax(dim=1) == label).float().mean()),
-        )
-        check_finite(row)
+        loss, accuracy = module.figures()
+        row = epoch_row(len(self.history) + 1, loss, accuracy, logits, label)
         self.history.append(row)
         if self.watch.see(row):
             self.best = module.trained_state()
@@ -181,13 +216,21 @@ def fit_network(
     optimizer: str,
     seed: int,
     progress: Progress | None = None,
+    precision: Precision | None = None,
 ) -> Fitted:
-    """Fine-tune a copy of a backbone together with a head; parameters and errors as `fit_head`."""
+    """Fine-tune a copy of a backbone together with a head; parameters and errors as `fit_head`.
+
+    Parameters
+    ----------
+    precision : {"float32", "bfloat16"} or None
+        Of the training steps; None: `choose_precision`.
+    """
     started = time.perf_counter()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    precision = precision or choose_precision(backbone, images, train, recipe)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _without_denormals():
         warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
         torch.manual_seed(seed)
-        module = FineTuning(_own_copy(backbone, seed), images, train, recipe, optimizer, seed)
+        module = FineTuning(_own_copy(backbone, seed), images, train, recipe, optimizer, seed, precision)
         module.backbone.to(memory_format=torch.channels_last)
         loader: DataLoader[Any] = DataLoader(
             torch.from_numpy(train),  # type: ignore[arg-type]
@@ -198,7 +241,7 @@ def fit_network(
         judge = _Judge(validation, progress)
         trainer = lightning.Trainer(
             max_epochs=recipe.training.epochs,
-            accelerator="auto",
+            accelerator=device().type,
             devices=1,
             callbacks=[judge],
             logger=False,
@@ -206,11 +249,83 @@ def fit_network(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        _run(trainer, module, loader)
+        _run(trainer, module, Ahead(loader, lambda index: module.inputs(index, module.view())))
         module.load_state_dict(_full_names(judge.best), strict=False)
-        probability = module.logits(np.arange(len(images.names))).softmax(dim=1).numpy()
+        module.to(device())
+        probability = module.logits(module.as_they_are(np.arange(len(images.names)))).softmax(dim=1).numpy()
     assert judge.watch is not None
-    return Fitted(judge.best, tuple(judge.history), judge.watch.best_epoch, probability, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Fitted(judge.best, tuple(judge.history), judge.watch.best_epoch, probability, seconds, precision)
+
+
+def device() -> torch.device:
+    """Where networks are fine-tuned: the first CUDA device if there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def choose_precision(backbone: Backbone, images: Images, train: NDArray[np.intp], recipe: Recipe) -> Precision:
+    """The precision of the training steps: the recipe's, or the faster one on this machine.
+
+    Where bfloat16 is multiplied in hardware, a few steps of this very network and batch size are timed in both, once
+    (`fastest`).
+    """
+    wanted = recipe.model.precision
+    if wanted != "auto":
+        return wanted
+    place = device()
+    if not (torch.cuda.is_bf16_supported() if place.type == "cuda" else has_bfloat16()):
+        return "float32"
+    size = recipe.training.batch_size
+    index = np.resize(train, size)
+    machine = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
+    trained = len(backbone.coverage.missing) if recipe.model.backbone == "frozen" else recipe.model.trainable
+    key = (
+        f"{machine}; {torch.get_num_threads()} threads; torch {torch.__version__}; {backbone.timm_name}; batch {size}; "
+        f"{recipe.preprocess.size} px; trained {trained}; batch norm {recipe.model.batch_norm}"
+    )
+    made: dict[Precision, Callable[[], object]] = {}
+
+    def steps(precision: Precision) -> Callable[[], object]:
+        def step() -> object:
+            if precision not in made:
+                made[precision] = _one_step(backbone, images, index, recipe, precision)
+            return made[precision]()
+
+        return step
+
+    with torch.random.fork_rng(devices=[]), _without_denormals():
+        chosen = fastest(key, {"float32": steps("float32"), "bfloat16": steps("bfloat16")})
+    return "bfloat16" if chosen == "bfloat16" else "float32"
+
+
+def _one_step(
+    backbone: Backbone, images: Images, index: NDArray[np.intp], recipe: Recipe, precision: Precision
+) -> Callable[[], object]:
+    """A training step of a copy of the network, to be timed."""
+    module = FineTuning(_own_copy(backbone, 0), images, index, recipe, "sgd", 0, precision).to(device())
+    module.backbone.to(memory_format=torch.channels_last)
+    batch = (torch.from_numpy(index), module.inputs(index, None))
+
+    def step() -> object:
+        module.keep_still()
+        module.zero_grad()
+        module.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+        module.steps.clear()
+        if batch[1].is_cuda:
+            torch.cuda.synchronize()
+        return None
+
+    return step
+
+
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 become 0 in this thread: processors are slow with them, and no figure shows them."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _own_copy(backbone: Backbone, seed: int) -> Backbone:
@@ -222,7 +337,7 @@ def _own_copy(backbone: Backbone, seed: int) -> Backbone:
     return copied
 
 
-def _run(trainer: Any, module: FineTuning, loader: DataLoader[Any]) -> None:
+def _run(trainer: Any, module: FineTuning, loader: Ahead) -> None:
     """Train; Ctrl-C stays a KeyboardInterrupt (Lightning ends the process instead, and shuts out any further one)."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None

@@ -34,6 +34,7 @@ from sonobreast.records import Assignment, Run, atomic, check_version, read_json
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.folder import alone, is_left_over
 from sonobreast.training.frozen import Bank, Images, augmented_views, bank_size, cache_key, compute_bank
+from sonobreast.training.module import Precision
 from sonobreast.training.optimizers import check_optimizer
 
 
@@ -244,7 +245,8 @@ def _run_architecture(
     finished = sum(is_finished(out / "runs" / r.id) for r in runs)
     failed: dict[str, str] = {}
     reporter.stage(f"{architecture}: training", len(todo) * recipe.training.epochs)
-    with closing(fit_runs(backbone, bank, images, pairs, recipe, reporter.advance)) as results:
+    precision = _precision_of_finished(architecture, runs, out)
+    with closing(fit_runs(backbone, bank, images, pairs, recipe, reporter.advance, precision)) as results:
         for index, result in results:
             run, fold = pairs[index]
             if isinstance(result, Diverged):
@@ -350,6 +352,14 @@ def _refuse_other_weights(
                     file=folder,
                     remedy="give the weights that the study began with, or another --out",
                 )
+
+
+def _precision_of_finished(architecture: str, runs: Sequence[Run], out: Path) -> Precision | None:
+    """Precision of the training of this architecture's finished runs; None where there are none."""
+    for folder in (out / "runs" / r.id for r in runs if r.architecture == architecture):
+        if is_finished(folder):  # runs without a word about it were made in float32
+            return "bfloat16" if read_config(folder)["network"].get("precision") == "bfloat16" else "float32"
+    return None
 
 
 def _refuse_other_study(file: Path, config: dict[str, Any]) -> None:
