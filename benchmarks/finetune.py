@@ -107,9 +107,9 @@ def plain(a: argparse.Namespace) -> dict[str, Any]:
 def ours(a: argparse.Namespace) -> dict[str, Any]:
     """`fit_network` as a study calls it; the timing that chooses the precision was made by an earlier call."""
     import torch
+    from sonobreast.data.dataset import decode_all
 
     from sonobreast.config import parse_recipe
-    from sonobreast.data.dataset import decode_all
     from sonobreast.models.zoo import load_backbone
     from sonobreast.training.frozen import Images
     from sonobreast.training.module import choose_precision, fit_network

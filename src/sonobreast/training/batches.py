@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -39,8 +40,8 @@ class Inputs:
         )
         self.label = images.label.to(device)
         self.pixels: Tensor | None = None
-        if device.type == "cuda" and 2 * images.pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
-            self.pixels = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(device)
+        if device.type == "cuda" and 2 * math.prod(images.pixels.shape) < torch.cuda.mem_get_info(device)[0]:
+            self.pixels = torch.from_numpy(images.pixels[np.arange(len(images.names))]).to(device)
 
     def __call__(self, index: NDArray[np.intp], view: int | None) -> Tensor:
         """Images under a view, or as they are (None): (B, 3, H, W), float32, channels last.
