@@ -1,6 +1,6 @@
 """How long fine-tuning takes: `fit_network` with its images decoded once, against a plain PyTorch loop.
 
-    python benchmarks/finetune.py [--network resnetv2_50] [--images 96] [--epochs 2] [--pairs 3] [--weights FOLDER]
+    python benchmarks/finetune.py [--network resnetv2_50] [--images 96] [--epochs 4] [--pairs 3] [--weights FOLDER]
 
 The plain loop is what the tutorials show: torchvision's ImageFolder and transforms, a DataLoader, timm, float32, the
 default memory layout. Both sides read the same files, begin with the same weights, train everything for the same epochs
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnetv2_50")
     parser.add_argument("--weights", default="", help="folder of weights; without it both begin with random ones")
     parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--precision", default="auto")

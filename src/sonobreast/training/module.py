@@ -182,6 +182,7 @@ class _Judge(Callback):
         self.history: list[Epoch] = []
         self.watch: Watch | None = None
         self.best: dict[str, Tensor] = {}
+        self.best_logits = torch.empty(0)
         self.kept: list[Tensor] = []
 
     def _inputs(self, module: FineTuning) -> Iterable[Tensor]:
@@ -200,7 +201,7 @@ class _Judge(Callback):
         row = epoch_row(len(self.history) + 1, loss, accuracy, logits, label)
         self.history.append(row)
         if self.watch.see(row):
-            self.best = module.trained_state()
+            self.best, self.best_logits = module.trained_state(), logits
         if self.watch.over:
             trainer.should_stop = True
         if self.progress is not None:
@@ -252,7 +253,11 @@ def fit_network(
         _run(trainer, module, Ahead(loader, lambda index: module.inputs(index, module.view())))
         module.load_state_dict(_full_names(judge.best), strict=False)
         module.to(device())
-        probability = module.logits(module.as_they_are(np.arange(len(images.names)))).softmax(dim=1).numpy()
+        others = np.setdiff1d(np.arange(len(images.names)), validation)  # the validation subset's were kept
+        found = torch.empty(len(images.names), len(images.classes))
+        found[torch.from_numpy(validation)] = judge.best_logits
+        found[torch.from_numpy(others)] = module.logits(module.as_they_are(others))
+        probability = found.softmax(dim=1).numpy()
     assert judge.watch is not None
     seconds = time.perf_counter() - started
     return Fitted(judge.best, tuple(judge.history), judge.watch.best_epoch, probability, seconds, precision)
