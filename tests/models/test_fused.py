@@ -98,6 +98,29 @@ def test_a_value_with_two_readers_is_kept() -> None:
         assert torch.allclose(fused(pictures(3)), network(pictures(3)), atol=1e-5)
 
 
+class ReadAfterTheSum(nn.Module):
+    """The added map is read again behind the sum: the convolution may not put the sum into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        kept = self.first(images)
+        total = self.second(torch.relu(kept)) + kept
+        return (total * kept).mean((2, 3))
+
+
+def test_a_map_that_is_read_later_is_not_overwritten() -> None:
+    network = with_statistics(ReadAfterTheSum())
+    fused = fuse(network, pictures(2), torch.float32)
+    assert fused is not None
+    given = pictures(3)
+    with torch.inference_mode():
+        assert torch.allclose(fused(given), network(given), atol=1e-5)
+        assert torch.equal(given, pictures(3))
+
+
 def test_a_network_without_convolutions_is_left_alone() -> None:
     assert fuse(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2)).eval(), pictures(2), torch.float32) is None
 

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 _aten = torch.ops.aten
+_POINTWISE = torch.ops.mkldnn._convolution_pointwise
+_SUM = _POINTWISE.binary
+_SUM_IN_PLACE = torch.ops.mkldnn._convolution_pointwise_.binary
 _IMAGES = 32
 """Number of images for which oneDNN lays out the weights; other numbers give the same features."""
 # In-place operator -> the same one with an output of its own.
@@ -91,6 +94,7 @@ def fuse(network: nn.Module, example: Tensor, dtype: torch.dtype) -> Callable[[T
     module.to(dtype)
     for number, convolution in enumerate(found):
         _emit(module, f"fused_{number}", convolution, dtype, found[number + 1 :])
+    _sum_in_place(graph)
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     graph.lint()
@@ -192,13 +196,11 @@ def _emit(
         bias_node = None if c.bias is None else graph.get_attr(f"{name}_bias")
         how = (weight_node, bias_node, c.padding, c.stride, c.dilation, c.groups)
         if c.added is None:
-            new = graph.call_function(
-                torch.ops.mkldnn._convolution_pointwise.default, (c.images, *how, c.activation, c.limits, "")
-            )
+            new = graph.call_function(_POINTWISE.default, (c.images, *how, c.activation, c.limits, ""))
         else:
             unary = None if c.activation == "none" else c.activation
             new = graph.call_function(
-                torch.ops.mkldnn._convolution_pointwise.binary,
+                _SUM,
                 (c.images, c.added, *how, "add", 1.0, unary, c.limits, None),
             )
     new.meta = c.node.meta
@@ -208,3 +210,15 @@ def _emit(
     for other in others:
         other.images = new if other.images is c.node else other.images
         other.added = new if other.added is c.node else other.added
+
+
+def _sum_in_place(graph: fx.Graph) -> None:
+    """Let a convolution add its result to a map that nobody reads afterwards: a third of the memory traffic less."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    own = {_POINTWISE.default, _SUM, _SUM_IN_PLACE, _aten.max_pool2d.default}
+    for node in graph.nodes:
+        if node.target is not _SUM:
+            continue
+        images, other, *rest = node.args
+        if other.target in own and other is not images and max(position[u] for u in other.users) == position[node]:
+            node.target, node.args = _SUM_IN_PLACE, (other, images, *rest)
