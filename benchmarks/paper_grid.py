@@ -12,8 +12,9 @@ by the number of images.
 
 Both sides: the same images of 224 px, batches of 32, 50 epochs (no early stopping), frozen base, the same head. What
 differs: ours shows the recipe's ten augmented views of each training image in turn, Keras draws a fresh one every
-epoch (--views 50 gives ours a fresh one every epoch, too); ours takes the views through the network in bfloat16 where the processor multiplies it. Keras' ResNet50V2 strides
-at the end of a stage and so costs 3.5 GMAC an image, timm's 4.1 (the comparison is to our disadvantage there).
+epoch (--views 50 gives ours a fresh one every epoch, too); ours takes the views through the network in bfloat16 where
+the processor multiplies it. Keras' ResNet50V2 strides at the end of a stage and costs 3.5 GMAC an image, timm's 4.1:
+there the comparison is to our disadvantage.
 
 Images: BUSI (see `stand_ins.busi`), else simulated ones. Weights: a folder (--weights), else random ones: the times are
 the same, accuracies then mean nothing and are null. Weights that cover a network in part cut it, and the two sides no
