@@ -224,7 +224,7 @@ def main() -> None:
                         f"{share_processor:.1%} by the processor, ready after {made:.1f} s",
                         flush=True,
                     )
-                if run is not None and mode not in ("onnxruntime", "openvino"):
+                if run is not None and mode not in ("compiled", "onnxruntime", "openvino"):
                     profiles[f"{name} {mode}"] = profile(run, torch.rand(32, 3, SIZE, SIZE))
                     print(f"{name:15s} {mode:12s} {profiles[f'{name} {mode}']}", flush=True)
     whole = [r for r in rows if r["network"] == "ResNet50V2" and r["batch"] == 32]
