@@ -158,7 +158,7 @@ def measure(n: int) -> dict[str, object]:
         audits.write(folder / "out", result)
         write_page(folder / "out" / "audit.html", result)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        # By name: an image that the manifest leaves out (a very dark one can look like a mask) would shift all others.
+        # By name: an image that the manifest leaves out would shift all others.
         place = {f.name: i for i, f in enumerate(files)}
         found = {place[m.image]: m.group for m in result.members}
         group = [found.get(i, f"left out {i}") for i in range(n)]
