@@ -15,6 +15,7 @@ Prints one JSON line last.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -107,9 +108,9 @@ def plain(a: argparse.Namespace) -> dict[str, Any]:
 def ours(a: argparse.Namespace) -> dict[str, Any]:
     """`fit_network` as a study calls it; the timing that chooses the precision was made by an earlier call."""
     import torch
-    from sonobreast.data.dataset import decode_all
 
     from sonobreast.config import parse_recipe
+    from sonobreast.data.store import open_store
     from sonobreast.models.zoo import load_backbone
     from sonobreast.training.frozen import Images
     from sonobreast.training.module import choose_precision, fit_network
@@ -135,7 +136,10 @@ def ours(a: argparse.Namespace) -> dict[str, Any]:
 
     def load() -> tuple[Images, np.ndarray, np.ndarray]:
         files = [(s, c, p) for s in ("train", "val") for c in CLASSES for p in sorted((a.folder / s / c).iterdir())]
-        pixels = decode_all([p for *_, p in files], recipe.preprocess)
+        paths = [p for *_, p in files]
+        digests = [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+        store = Path(tempfile.mkdtemp(dir=a.folder))  # a new one each time: decoding is in the time
+        pixels = open_store(paths, digests, recipe.preprocess, folder=store)
         label = torch.tensor([CLASSES.index(c) for _, c, _ in files])
         of_train = np.asarray([s == "train" for s, *_ in files])
         images = Images(pixels, tuple(f"{c}/{p.name}" for _, c, p in files), label, CLASSES)

@@ -53,6 +53,28 @@ def test_nothing_is_left_outside_the_convolutions(name: str) -> None:
     assert not {k for k in left if k.startswith(("aten.batch_norm", "aten.relu", "aten.hardtanh", "aten.add"))}
 
 
+class PooledInFloat32(nn.Module):
+    """As a network that is cut before its last norm is pooled (`Backbone.forward`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.first(images))).float().mean((2, 3))
+
+
+def test_a_bfloat16_network_that_pools_in_float32_is_fused_and_does_so() -> None:
+    network, images = with_statistics(PooledInFloat32()), pictures(2)
+    fused = fuse(network, images, torch.bfloat16)
+    assert fused is not None
+    with torch.inference_mode():
+        found = fused(images.bfloat16().to(memory_format=torch.channels_last))
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, found.bfloat16().float())  # pooled from bfloat16 to bfloat16 it would be
+        assert torch.allclose(found, network(images), atol=0.01)
+
+
 def test_the_network_keeps_its_weights_and_their_precision() -> None:
     network = small("resnet18")
     before = {k: v.clone() for k, v in network.state_dict().items()}

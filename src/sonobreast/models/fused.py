@@ -85,6 +85,8 @@ def fuse(network: nn.Module, example: Tensor, dtype: torch.dtype) -> Callable[[T
         if node.target is _aten.dropout.default:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target is _aten._assert_tensor_metadata.default:
+            graph.erase_node(node)  # says that a map is float32 before it is made so: here it may be bfloat16
     taken: set[fx.Node] = set()
     found = [_absorb(_convolution(n, state), state, taken) for n in graph.nodes if n.target is _aten.conv2d.default]
     if not found:
