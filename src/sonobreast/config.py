@@ -179,6 +179,38 @@ class Model(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
+class Segmentation(Settings):
+    """The lesion's outline beside the class, for networks that segment (``joint:NAME``); others do not look at it.
+
+    Attributes
+    ----------
+    classification, dice, cross_entropy : float
+        Weights of the three parts of the loss: cross-entropy of the class; 1 - Dice and binary cross-entropy of the
+        mask, both over the images of a batch whose mask is known (that of a normal image is empty).
+    channels : tuple of int
+        Widths of the decoder's blocks, from the coarsest on, each at twice the resolution of the one before. With five
+        blocks on an encoder that begins at half the size the mask has the image's resolution; with fewer it is
+        enlarged bilinearly.
+    shortcuts : int
+        Width to which each stage's pooled features are projected before they are added.
+    threshold : float
+        Probability from which on a pixel counts as lesion.
+    """
+
+    classification: float = Field(1.0, ge=0.0, allow_inf_nan=False)
+    dice: float = Field(1.0, ge=0.0, allow_inf_nan=False)
+    cross_entropy: float = Field(1.0, ge=0.0, allow_inf_nan=False)
+    channels: tuple[PositiveInt, ...] = Field((256, 128, 64, 32, 16), min_length=1)
+    shortcuts: PositiveInt = 256
+    threshold: float = Field(0.5, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _learn_something(self) -> Segmentation:
+        if self.classification == 0.0:
+            raise ValueError("classification must be above 0: every study has classes")
+        return self
+
+
 class EarlyStopping(Settings):
     """When training ends before the last epoch.
 
@@ -246,6 +278,7 @@ class Recipe(Settings):
     augment: Augment = Augment()
     head: Head = Head()
     model: Model
+    segmentation: Segmentation = Segmentation()
     training: Training = Training()
     ours: dict[str, str] = {}
 

@@ -19,6 +19,7 @@ from sonobreast.evaluation.comparison import HEADLINE_METRICS
 from sonobreast.evaluation.comparison_text import p_text
 from sonobreast.evaluation.glossary import describe, metric_names
 from sonobreast.evaluation.planning import cases_for_half
+from sonobreast.evaluation.plausibility import check_paper
 from sonobreast.evaluation.predictions import (
     KEYS,
     OPTIMIZER_TITLES,
@@ -78,7 +79,9 @@ def read_study(out: Path) -> Study:
     results = pd.DataFrame(read_table(out / "results.csv", ("run", "architecture", "optimizer")))
     histories: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
     for run, architecture, optimizer in zip(results["run"], results["architecture"], results["optimizer"], strict=True):
-        history = pd.DataFrame(read_table(out / "runs" / run / "history.csv", ("epoch",))).astype(float)
+        history = (
+            pd.DataFrame(read_table(out / "runs" / run / "history.csv", ("epoch",))).replace("", "nan").astype(float)
+        )
         histories.setdefault((architecture, optimizer), {})[run] = history
     return Study(
         out,
@@ -185,6 +188,7 @@ def _content(study: Study) -> dict[str, Any]:
     return {
         "recipe": recipe,
         "paper": None if paper is None else published.paper(paper),
+        **_beside_overall(configurations, paper),
         "config": study.config,
         "classes": classes,
         "class_table": _class_table(study),
@@ -236,8 +240,17 @@ def _configuration(c: Mapping[str, Any], study: Study) -> dict[str, Any]:
         "seconds": float(mine["seconds"].astype(float).sum()),
         "printed": plots.published_accuracies(paper, architecture, optimizer),
         "printed_classes": None if paper is None else published.table4(paper, architecture, optimizer),
+        "printed_overall": None if paper is None else published.overall(paper, architecture),
         "curves": plots.curves_name(architecture, optimizer),
     }
+
+
+def _beside_overall(configurations: Sequence[Mapping[str, Any]], paper: str | None) -> dict[str, Any]:
+    """Whether the paper prints figures over all classes of these networks, and what is wrong with them."""
+    if paper is None or not any(c["printed_overall"] for c in configurations):
+        return {"printed_overall": False}
+    wrong = [f for f in check_paper(paper) if f.severity in ("error", "warning") and f.table == "Table 3"]
+    return {"printed_overall": True, "printed_findings": [f"{f.row}: {f.message}" if f.row else f.message for f in wrong]}
 
 
 def _groups(used: pd.DataFrame) -> dict[str, Any]:
@@ -338,7 +351,8 @@ def differences(study: Study) -> list[str]:
         coverage["architecture"], coverage["pretrained_share"].astype(float), coverage["coverage"], strict=True
     ):
         if share < 1.0:
-            sentences.append(f"{architecture}: {text}. The paper used complete ImageNet weights.")
+            whole = " The paper used complete ImageNet weights." if recipe.paper == "aulia2026" else ""
+            sentences.append(f"{architecture}: {text}.{whole}")
     if recipe.paper is None:
         return []
     counts = published.split_counts(recipe.paper)

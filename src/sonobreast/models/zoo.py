@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -37,6 +37,9 @@ ALIASES = {
     "ResNet-mini": "test_resnet",
     "EfficientNet-mini": "test_efficientnet",
 }
+
+
+Decoder = Literal["unet", "attention"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Backbone(nn.Module):
     mean, std : tuple of 3 floats
         Input normalisation of the pre-trained weights, for pixel values in [0, 1].
     coverage : Coverage
+    decoder : str or None
+        Of a network that also segments (`sonobreast.models.joint.JointHead`).
+    stages : tuple of int
+        Channels of the feature maps that such a network's head takes, from fine to coarse (`maps`).
     """
 
     def __init__(
@@ -94,9 +101,13 @@ class Backbone(nn.Module):
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         coverage: Coverage,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.decoder = decoder
+        self._levels = [] if decoder is None else stage_levels(network, timm_name)
+        self.stages = tuple(channels for _, channels in self._levels)
         self.timm_name = timm_name
         self.cut = cut
         self.features = features
@@ -115,6 +126,13 @@ class Backbone(nn.Module):
         # In float32 also where the network runs in bfloat16: images differ little in these features.
         pooled: Tensor = maps[0].float().mean((2, 3))  # (B, C, h, w) -> (B, C)
         return pooled
+
+    def maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Pooled features (B, features), and the maps of the stages from fine to coarse, each (B, C_i, H_i, W_i)."""
+        final, maps = self.network.forward_intermediates(  # type: ignore[operator]
+            images, indices=[level for level, _ in self._levels], norm=False, output_fmt="NCHW"
+        )
+        return self.network.forward_head(final), maps  # type: ignore[operator]
 
     def used_tensors(self) -> dict[str, Tensor]:
         """Tensors up to the cut, named as timm names them."""
@@ -141,6 +159,7 @@ def timm_name(architecture: str) -> str:
     SonobreastError
         If neither the papers nor timm know the name; the nearest ones are named.
     """
+    architecture = architecture.removeprefix("joint:")
     by_case = {k.lower(): v for k, v in ALIASES.items()}
     name = by_case.get(architecture.lower(), architecture)
     if not timm.is_model(name):
@@ -149,6 +168,11 @@ def timm_name(architecture: str) -> str:
             remedy="give one of these names with --set model.architectures=[...]",
         )
     return name
+
+
+def decoder_of(architecture: str) -> Decoder | None:
+    """The decoder of an architecture that also segments."""
+    return "unet" if architecture.startswith("joint:") else None
 
 
 def load_backbone(
@@ -174,7 +198,7 @@ def load_backbone(
         Unknown network; weights that are missing, damaged or of another network; a tensor of the file that the
         network does not use; an image size the network cannot take.
     """
-    name = timm_name(architecture)
+    name, decoder = timm_name(architecture), decoder_of(architecture)
     if weights == "hub":
         network, state, card = _from_hub(name)
     else:
@@ -185,7 +209,8 @@ def load_backbone(
     parameters = {k: p.numel() for k, p in network.named_parameters()}
     absent = sum(n for k, n in parameters.items() if k in missing)
     share = 1.0 - absent / sum(parameters.values()) if state else 0.0
-    cut = _last_covered(network, missing, name) if missing and state and cut_uncovered else None
+    # A decoder needs all stages: those without weights are trained.
+    cut = _last_covered(network, missing, name) if missing and state and cut_uncovered and not decoder else None
     info = _stages(network)
     backbone = Backbone(
         network,
@@ -202,10 +227,14 @@ def load_backbone(
             origin=card["origin"],
             licence=card["licence"],
         ),
+        decoder=decoder,
     ).eval()
     with torch.inference_mode():
         try:
-            backbone.features = int(backbone(torch.zeros(1, 3, image_size, image_size)).shape[1])
+            blank = torch.zeros(1, 3, image_size, image_size)
+            backbone.features = int(backbone(blank).shape[1])
+            if decoder is not None:
+                backbone.maps(blank)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise SonobreastError(
                 f"{architecture} cannot take images of {image_size} px ({str(error).splitlines()[0][:120]})",
@@ -240,6 +269,31 @@ def _stages(network: nn.Module) -> list[str]:
     if info is None:
         return []
     return [str(f["module"]) for f in (info if isinstance(info, list) else info.info)]
+
+
+def stage_levels(network: nn.Module, name: str) -> list[tuple[int, int]]:
+    """Index and channels of the last feature map at each scale, from half the image's size on: what a decoder needs.
+
+    Raises
+    ------
+    SonobreastError
+        If there are fewer than three scales, or timm gives no feature maps of this network.
+    """
+    info: Any = getattr(network, "feature_info", None) or []
+    rows = list(info if isinstance(info, list) else info.info)
+    last = {int(row["reduction"]): (i, int(row["num_chs"])) for i, row in enumerate(rows)}
+    levels = [last[r] for r in sorted(last) if r >= 2]
+    if not hasattr(network, "forward_intermediates"):
+        why = "timm gives no feature maps of it"
+    elif len(levels) < 3:
+        why = f"its feature maps have {len(levels)} scale(s), a decoder needs three or more"
+    elif [i for i, _ in levels] != sorted(i for i, _ in levels):
+        why = "its feature maps do not become coarser from stage to stage"
+    else:
+        return levels
+    raise SonobreastError(
+        f"{name} cannot segment: {why}", remedy=f"use it without a decoder ({name}), or another encoder"
+    )
 
 
 def _tensors_through(network: nn.Module, stage: int) -> list[str]:

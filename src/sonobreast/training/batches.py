@@ -18,7 +18,9 @@ from sonobreast.models.zoo import Backbone
 from sonobreast.training.augment import draw_views, warp
 from sonobreast.training.frozen import Images
 
-Batch = tuple[Tensor, Tensor]
+Made = tuple[Tensor, Tensor | None]
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""Indices (B,), inputs (B, 3, H, W), and for a network that segments the masks (B, 1, H, W)."""
 
 
 class Inputs:
@@ -34,6 +36,7 @@ class Inputs:
 
     def __init__(self, images: Images, recipe: Recipe, backbone: Backbone, seed: int, device: torch.device) -> None:
         self.images, self.recipe, self.seed, self.device = images, recipe, seed, device
+        self.masks = None if backbone.decoder is None else images.masks
         mean, std = scaling_constants(recipe.preprocess.scaling, backbone.mean, backbone.std)
         self.mean, self.std = (
             torch.tensor(v, dtype=torch.float32, device=device).view(1, 3, 1, 1) for v in (mean, std)
@@ -58,6 +61,20 @@ class Inputs:
             unit = warp(unit, drawn, self.recipe.augment).contiguous(memory_format=torch.channels_last)
         return unit.sub_(self.mean).div_(self.std)
 
+    def with_masks(self, index: NDArray[np.intp], view: int | None) -> Made:
+        """Images and, for a network that segments, their masks under the same view: float32 (B, 1, H, W) in [0, 1].
+
+        The mask of an image of which none is known is 0.
+        """
+        if self.masks is None:
+            return self(index, view), None
+        mask = torch.from_numpy(self.masks.resized(index)).to(self.device)[:, None].float()
+        if view is not None:
+            settings = self.recipe.augment.model_copy(update={"brightness": 0.0})
+            drawn = draw_views([self.images.names[i] for i in index], view, self.seed, settings)
+            mask = warp(mask, drawn, settings)
+        return self(index, view), mask
+
 
 class Ahead:
     """Goes through batches of indices, each epoch in an order of its own, and makes the inputs one batch ahead.
@@ -67,10 +84,10 @@ class Ahead:
     order : iterable
         Batches of indices, (B,), int64; gone through once an epoch, in the calling thread.
     make : callable
-        Indices to inputs; called in a second thread. What it raises is raised to whoever takes that batch.
+        Indices to inputs and masks; called in a second thread. What it raises is raised to whoever takes that batch.
     """
 
-    def __init__(self, order: Any, make: Callable[[NDArray[np.intp]], Tensor]) -> None:
+    def __init__(self, order: Any, make: Callable[[NDArray[np.intp]], Made]) -> None:
         self.order = order
         self.make = make
 
@@ -80,15 +97,15 @@ class Ahead:
     def __iter__(self) -> Iterator[Batch]:
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(1, "augment", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            pending: tuple[Tensor, Future[Tensor]] | None = None
+            pending: tuple[Tensor, Future[Made]] | None = None
             try:
                 for index in self.order:
                     following = (index, pool.submit(self.make, index.numpy()))
                     if pending is not None:
-                        yield pending[0], pending[1].result()
+                        yield pending[0], *pending[1].result()
                     pending = following
                 if pending is not None:
-                    yield pending[0], pending[1].result()
+                    yield pending[0], *pending[1].result()
             finally:
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(threads)  # the thread's own setting would be inherited by later ones

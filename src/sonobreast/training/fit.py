@@ -26,6 +26,7 @@ from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.evaluation.summary import figures, scored
 from sonobreast.models.heads import build_head
+from sonobreast.models.joint import JointHead
 from sonobreast.models.zoo import Backbone, Coverage, restore_backbone
 from sonobreast.records import (
     PREDICTION_COLUMNS,
@@ -40,7 +41,7 @@ from sonobreast.records import (
 )
 from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, starts_standardised, views_dtype
 from sonobreast.training.many_heads import Job, fit_heads
-from sonobreast.training.module import Precision, choose_precision, fit_network
+from sonobreast.training.module import Precision, choose_precision, fit_network, head_of
 
 _RUN_FILES = ("config.yaml", "history.csv", "weights.safetensors", "predictions.csv", "metrics.json")
 
@@ -154,6 +155,7 @@ def write_run(
                 "features": backbone.features,
                 "cut_after": backbone.coverage.cut_after,
                 "cut": backbone.cut,
+                "decoder": backbone.decoder,
                 "mean": list(backbone.mean),
                 "std": list(backbone.std),
                 "weights": backbone.coverage.source,
@@ -171,7 +173,8 @@ def write_run(
         }
         with atomic(partial / "config.yaml") as stream:
             stream.write(dump_yaml(config))
-        write_table(partial / "history.csv", tuple(Epoch.model_fields), (e.model_dump() for e in fitted.history))
+        columns_of_history = [c for c in Epoch.model_fields if c != "validation_dice" or backbone.decoder]
+        write_table(partial / "history.csv", columns_of_history, (_present(e) for e in fitted.history))
         with atomic(partial / "weights.safetensors", "wb") as stream:
             stream.write(save({k: v.contiguous() for k, v in fitted.state.items()}))
         columns, rows = prediction_rows(fitted, images, fold, run)
@@ -199,6 +202,11 @@ def write_run(
         raise disk_error(error, folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _present(epoch: Epoch) -> dict[str, object]:
+    """The figures of an epoch that there are; a network that does not segment has no Dice."""
+    return {k: v for k, v in epoch.model_dump().items() if v is not None}
 
 
 def _sync(folder: Path) -> None:
@@ -266,15 +274,23 @@ def read_config(folder: Path) -> dict[str, Any]:
 class TrainedNetwork(nn.Module):
     """Backbone and head of a finished run, in inference mode; takes scaled images (B, 3, H, W), gives logits (B, C)."""
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Sequential | JointHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, C)."""
+        if isinstance(self.head, JointHead):
+            return self.head.classify(*self.backbone.maps(images))
         logits: Tensor = self.head(self.backbone(images))
         return logits
+
+    def segment(self, images: Tensor) -> Tensor | None:
+        """Logits of the lesion's mask, (B, 1, H, W); None where the network does not segment."""
+        if not isinstance(self.head, JointHead):
+            return None
+        return self.head.segment(images, self.backbone.maps(images)[1])
 
 
 def load_run(folder: Path) -> tuple[TrainedNetwork, Recipe, tuple[str, ...]]:
@@ -311,10 +327,15 @@ def load_run(folder: Path) -> tuple[TrainedNetwork, Recipe, tuple[str, ...]]:
             origin=info["origin"],
             licence=info["licence"],
         ),
+        decoder=info.get("decoder"),
     )
     base = folder.parent.parent / info["backbone_file"]
     restore_backbone(backbone, _tensors(base), base)
-    head = build_head(backbone.features, len(classes), recipe.head, standardise=starts_standardised(backbone, recipe))
+    head = (
+        head_of(backbone, len(classes), recipe)
+        if backbone.decoder is not None
+        else build_head(backbone.features, len(classes), recipe.head, standardise=starts_standardised(backbone, recipe))
+    )
     file = folder / "weights.safetensors"
     trained = _tensors(file)
     own = {k.removeprefix("backbone."): v for k, v in trained.items() if k.startswith("backbone.")}

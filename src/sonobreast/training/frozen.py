@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from sonobreast.config import EarlyStopping, Recipe
 from sonobreast.data.mapped import Mapped
+from sonobreast.data.masks import Masks
 from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import scale, scaling_constants
 from sonobreast.errors import Diverged, SonobreastError
@@ -38,13 +39,18 @@ _BATCH = 32
 
 
 class Epoch(Row):
-    """One row of ``history.csv``. The training figures are means over the epoch's batches, as Keras prints them."""
+    """One row of ``history.csv``. The training figures are means over the epoch's batches, as Keras prints them.
+
+    Of a network that segments the losses are those of both tasks together, and ``validation_dice`` is the mean over
+    validation images with a lesion, at the network's size.
+    """
 
     epoch: int
     train_loss: float
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
+    validation_dice: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,15 @@ class Images:
     label : Tensor, int64, (n,)
         Index into ``classes``.
     classes : tuple of str
+    masks : Masks or None
+        Of the lesions, where a network of the study segments.
     """
 
     pixels: NDArray[np.uint8] | Pixels
     names: tuple[str, ...]
     label: Tensor
     classes: tuple[str, ...]
+    masks: Masks | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,22 @@ class Bank:
 
 
 @dataclass(frozen=True)
+class Lesions:
+    """Predicted masks of the images that had no part in training.
+
+    Attributes
+    ----------
+    index : ndarray, int, (m,)
+        Which images.
+    probability : ndarray, uint8, (m, size, size)
+        Of lesion, in 255ths.
+    """
+
+    index: NDArray[np.intp]
+    probability: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class Fitted:
     """What training leaves.
 
@@ -121,6 +146,8 @@ class Fitted:
         For this run alone; the shared features are not in it.
     precision : str or None
         Of the training steps of a fine-tuned network; None where only a head was trained.
+    lesions : Lesions or None
+        Predicted masks, of a network that segments.
     """
 
     state: dict[str, Tensor]
@@ -129,6 +156,7 @@ class Fitted:
     probability: NDArray[np.float32]
     seconds: float
     precision: str | None = None
+    lesions: Lesions | None = None
 
 
 def number_of_views(recipe: Recipe) -> int:
@@ -477,8 +505,12 @@ def _train_epoch(
     return loss_sum / len(label), hits / len(label)
 
 
-def epoch_row(epoch: int, loss: float, accuracy: float, logits: Tensor, label: Tensor) -> Epoch:
+def epoch_row(
+    epoch: int, loss: float, accuracy: float, logits: Tensor, label: Tensor, masks: MaskFigures | None = None
+) -> Epoch:
     """The figures of an epoch, from those of training and the logits (n, C) of the validation subset.
+
+    With ``masks`` the validation loss is that of both tasks.
 
     Raises
     ------
@@ -489,11 +521,22 @@ def epoch_row(epoch: int, loss: float, accuracy: float, logits: Tensor, label: T
         epoch=epoch,
         train_loss=loss,
         train_accuracy=accuracy,
-        validation_loss=float(functional.cross_entropy(logits, label)),
+        validation_loss=float(functional.cross_entropy(logits, label)) * (masks.weight if masks else 1.0)
+        + (masks.loss if masks else 0.0),
         validation_accuracy=float((logits.argmax(dim=1) == label).float().mean()),
+        validation_dice=masks.dice if masks else None,
     )
     check_finite(row)
     return row
+
+
+@dataclass(frozen=True)
+class MaskFigures:
+    """Of the validation subset: weight of the classification's loss, the masks' loss, mean Dice (None: no lesion)."""
+
+    weight: float
+    loss: float
+    dice: float | None
 
 
 def check_finite(row: Epoch) -> None:

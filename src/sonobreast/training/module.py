@@ -26,6 +26,7 @@ from sonobreast.config import Recipe
 from sonobreast.environment import processor
 from sonobreast.models.forward import has_bfloat16
 from sonobreast.models.heads import build_head
+from sonobreast.models.joint import JointHead, mask_loss
 from sonobreast.models.quick import plan_quick, quick
 from sonobreast.models.zoo import Backbone, fresh_network, tensors_of_last_stages
 from sonobreast.training.batches import Ahead, Batch, Inputs, parts
@@ -33,6 +34,8 @@ from sonobreast.training.frozen import (
     Epoch,
     Fitted,
     Images,
+    Lesions,
+    MaskFigures,
     Progress,
     Watch,
     class_weights,
@@ -81,7 +84,7 @@ class FineTuning(lightning.LightningModule):
         self.recipe = recipe
         self.optimizer_name = optimizer
         self.dtype_of_steps = _DTYPE[precision]
-        self.head = build_head(backbone.features, len(images.classes), recipe.head)
+        self.head = head_of(backbone, len(images.classes), recipe)
         self.changed = trainable_tensors(backbone, recipe)
         for name, parameter in backbone.network.named_parameters():
             parameter.requires_grad_(name in self.changed)
@@ -112,12 +115,21 @@ class FineTuning(lightning.LightningModule):
                 still.append(module)
         return still
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits in float32: (B, 3, H, W) to (B, C). In inference mode all arithmetic is float32."""
-        with quick(self.backbone.network, self.plan, self.dtype_of_steps if self.training else torch.float32):
-            features = self.backbone(images)
-        logits: Tensor = self.head(features.float())
-        return logits
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of the class (B, C) and, of a network that segments, of the mask (B, 1, H, W), both float32.
+
+        In inference mode all arithmetic is float32.
+        """
+        dtype = self.dtype_of_steps if self.training else torch.float32
+        if not isinstance(self.head, JointHead):
+            with quick(self.backbone.network, self.plan, dtype):
+                features = self.backbone(images)
+            return self.head(features.float()), None
+        with quick(self.backbone.network, self.plan, dtype):
+            pooled, maps = self.backbone.maps(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            mask = self.head.segment(images, maps)
+        return self.head.classify(pooled, maps), mask
 
     def on_train_epoch_start(self) -> None:
         self.steps = []
@@ -135,10 +147,13 @@ class FineTuning(lightning.LightningModule):
         return self.current_epoch % number_of_views(self.recipe)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        index, inputs = batch
+        index, inputs, truth = batch
         label = self.inputs.label[index.to(self.inputs.device)]
-        logits = self(inputs)
+        logits, mask = self(inputs)
         loss = weighted_loss(logits, label, self.weight)
+        if mask is not None and truth is not None:
+            settings = self.recipe.segmentation
+            loss = settings.classification * loss + mask_loss(mask, truth, self.known(index), settings)
         hits = (logits.detach().argmax(dim=1) == label).sum()
         self.steps.append((loss.detach(), hits, len(label)))  # read after the epoch: no step waits for a GPU
         return loss
@@ -147,6 +162,11 @@ class FineTuning(lightning.LightningModule):
         """Training loss and accuracy, means over the epoch's images."""
         n = sum(k for *_, k in self.steps)
         return sum(float(loss) * k for loss, _, k in self.steps) / n, sum(int(h) for _, h, _ in self.steps) / n
+
+    def known(self, index: Tensor) -> Tensor:
+        """Whether the mask of each image is known, bool (B,)."""
+        assert self.inputs.masks is not None
+        return torch.from_numpy(self.inputs.masks.known[index.cpu().numpy()]).to(self.inputs.device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -159,14 +179,15 @@ class FineTuning(lightning.LightningModule):
         return {k: v.detach().cpu().clone() for k, v in state.items()}
 
     @torch.inference_mode()
-    def logits(self, batches: Iterable[Tensor]) -> Tensor:
-        """Logits of images as they are, in inference mode and float32: (n, C), on the CPU."""
+    def outputs(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What `forward` gives for images as they are, in inference mode and on the CPU, part by part."""
         modes = [(m, m.training) for m in self.modules()]
         self.eval()
-        found = [self(batch).cpu() for batch in batches]
+        for batch in batches:
+            logits, mask = self(batch)
+            yield logits.cpu(), None if mask is None else mask.cpu()
         for module, mode in modes:
             module.training = mode
-        return torch.cat(found)
 
     def as_they_are(self, index: NDArray[np.intp]) -> Iterator[Tensor]:
         """Inputs of images without augmentation, in parts."""
@@ -195,10 +216,11 @@ class _Judge(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         module: FineTuning = pl_module
         self.watch = self.watch or Watch(module.recipe.training.early_stopping)
-        logits = module.logits(self._inputs(module))
+        found = zip(parts(self.validation), module.outputs(self._inputs(module)), strict=True)
+        logits, masks = _judged(found, module)
         label = module.images.label[torch.from_numpy(self.validation)]
         loss, accuracy = module.figures()
-        row = epoch_row(len(self.history) + 1, loss, accuracy, logits, label)
+        row = epoch_row(len(self.history) + 1, loss, accuracy, logits, label, masks)
         self.history.append(row)
         if self.watch.see(row):
             self.best, self.best_logits = module.trained_state(), logits
@@ -232,7 +254,7 @@ def fit_network(
         warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
         torch.manual_seed(seed)
         module = FineTuning(_own_copy(backbone, seed), images, train, recipe, optimizer, seed, precision)
-        module.backbone.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)
         loader: DataLoader[Any] = DataLoader(
             torch.from_numpy(train),  # type: ignore[arg-type]
             batch_size=recipe.training.batch_size,
@@ -250,17 +272,62 @@ def fit_network(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        _run(trainer, module, Ahead(loader, lambda index: module.inputs(index, module.view())))
+        _run(trainer, module, Ahead(loader, lambda index: module.inputs.with_masks(index, module.view())))
         module.load_state_dict(_full_names(judge.best), strict=False)
         module.to(device())
-        others = np.setdiff1d(np.arange(len(images.names)), validation)  # the validation subset's were kept
         found = torch.empty(len(images.names), len(images.classes))
-        found[torch.from_numpy(validation)] = judge.best_logits
-        found[torch.from_numpy(others)] = module.logits(module.as_they_are(others))
+        found[torch.from_numpy(validation)] = judge.best_logits  # kept, so not computed again
+        found[torch.from_numpy(train)] = torch.cat([k for k, _ in module.outputs(module.as_they_are(train))])
+        others = np.setdiff1d(np.arange(len(images.names)), np.concatenate([train, validation]))
+        lesions = []
+        for part, (logits, mask) in zip(parts(others), module.outputs(module.as_they_are(others)), strict=True):
+            found[torch.from_numpy(part)] = logits
+            if mask is not None:
+                lesions.append((255.0 * mask[:, 0].sigmoid()).round().to(torch.uint8).numpy())
         probability = found.softmax(dim=1).numpy()
     assert judge.watch is not None
-    seconds = time.perf_counter() - started
-    return Fitted(judge.best, tuple(judge.history), judge.watch.best_epoch, probability, seconds, precision)
+    return Fitted(
+        judge.best,
+        tuple(judge.history),
+        judge.watch.best_epoch,
+        probability,
+        time.perf_counter() - started,
+        precision,
+        Lesions(others, np.concatenate(lesions)) if lesions else None,
+    )
+
+
+def head_of(backbone: Backbone, classes: int, recipe: Recipe) -> nn.Sequential | JointHead:
+    """The part that is trained from the start; its weights are drawn from the current random state."""
+    if backbone.decoder is None:
+        return build_head(backbone.features, classes, recipe.head)
+    return JointHead(backbone.features, backbone.stages, classes, recipe.head, recipe.segmentation, backbone.decoder)
+
+
+def _judged(
+    found: Iterable[tuple[NDArray[np.intp], tuple[Tensor, Tensor | None]]], module: FineTuning
+) -> tuple[Tensor, MaskFigures | None]:
+    """Logits of the validation subset, (n, C), and how its masks are met."""
+    settings, masks = module.recipe.segmentation, module.inputs.masks
+    logits: list[Tensor] = []
+    losses: list[tuple[float, int]] = []
+    dice: list[Tensor] = []
+    for part, (of_class, of_mask) in found:
+        logits.append(of_class)
+        if of_mask is None or masks is None:
+            continue
+        truth, known = torch.from_numpy(masks.resized(part))[:, None], torch.from_numpy(masks.known[part])
+        losses.append((float(mask_loss(of_mask, truth.float(), known, settings)), int(known.sum())))
+        lesion = known & truth.any(3).any(2).any(1)
+        given, wanted = of_mask[lesion].sigmoid() >= settings.threshold, truth[lesion]
+        dice.append(2.0 * (given & wanted).sum((1, 2, 3)) / (given.sum((1, 2, 3)) + wanted.sum((1, 2, 3))))
+    together = torch.cat(logits)
+    if not losses:
+        return together, None
+    n = sum(k for _, k in losses)
+    all_dice = torch.cat(dice)
+    mean_dice = float(all_dice.mean()) if len(all_dice) else None
+    return together, MaskFigures(settings.classification, sum(v * k for v, k in losses) / max(1, n), mean_dice)
 
 
 def device() -> torch.device:
@@ -287,6 +354,7 @@ def choose_precision(backbone: Backbone, images: Images, train: NDArray[np.intp]
     key = (
         f"{machine}; {torch.get_num_threads()} threads; torch {torch.__version__}; {backbone.timm_name}; batch {size}; "
         f"{recipe.preprocess.size} px; trained {trained}; batch norm {recipe.model.batch_norm}"
+        + (f"; {backbone.decoder} {recipe.segmentation.channels}" if backbone.decoder else "")
     )
     made: dict[Precision, Callable[[], object]] = {}
 
@@ -308,8 +376,8 @@ def _one_step(
 ) -> Callable[[], object]:
     """A training step of a copy of the network, to be timed."""
     module = FineTuning(_own_copy(backbone, 0), images, index, recipe, "sgd", 0, precision).to(device())
-    module.backbone.to(memory_format=torch.channels_last)
-    batch = (torch.from_numpy(index), module.inputs(index, None))
+    module.to(memory_format=torch.channels_last)
+    batch = (torch.from_numpy(index), *module.inputs.with_masks(index, None))
 
     def step() -> object:
         module.keep_still()

@@ -22,6 +22,7 @@ from sonobreast.data import manifest as manifests
 from sonobreast.data import split as splits
 from sonobreast.data.cohort import Cohort, Sources, divide, gather
 from sonobreast.data.manifest import Manifest
+from sonobreast.data.masks import open_masks
 from sonobreast.data.store import open_store
 from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
@@ -29,7 +30,7 @@ from sonobreast.evaluation.looks import record as record_looks
 from sonobreast.evaluation.looks import test_set_of
 from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
 from sonobreast.evaluation.summary import RESULT_COLUMNS, read_patients, read_predictions, result_row, study_metrics
-from sonobreast.models.zoo import Backbone, load_backbone, timm_name
+from sonobreast.models.zoo import Backbone, decoder_of, load_backbone, timm_name
 from sonobreast.records import Assignment, Run, atomic, check_version, read_json, write_json, write_table
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.folder import alone, is_left_over
@@ -203,7 +204,19 @@ def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: 
     paths, digests = [manifest.path(c) for c in ordered], [c.sha256 for c in ordered]
     pixels = open_store(paths, digests, recipe.preprocess, progress=stages(reporter), say=reporter.say)
     label = torch.tensor([classes.index(c.label) for c in ordered])
-    return Images(pixels, tuple(c.image for c in ordered), label, classes)
+    masks = None
+    if any(decoder_of(a) for a in recipe.model.architectures):
+        masks = open_masks(manifest.root, ordered, recipe.preprocess, stages(reporter))
+        unknown = len(ordered) - int(masks.known.sum())
+        if unknown == len(ordered):
+            raise SonobreastError(
+                "no image has a mask, so no network can learn to segment",
+                file=manifest.root,
+                remedy="add masks (NAME_mask.png beside each image), or take networks that classify only",
+            )
+        if unknown:
+            reporter.say(f"{unknown} of {len(ordered)} images have no mask: they teach the class alone")
+    return Images(pixels, tuple(c.image for c in ordered), label, classes, masks)
 
 
 def draw_pictures(folder: Path, images: Images, rows: Sequence[Assignment], recipe: Recipe) -> None:
@@ -238,7 +251,7 @@ def _run_architecture(
     backbone_file = _save_backbone(backbone, out)
     _refuse_other_weights(backbone, backbone_file, architecture, runs, out)
     bank = None
-    if recipe.model.backbone == "frozen" and (cut or not backbone.coverage.missing):
+    if recipe.model.backbone == "frozen" and not backbone.decoder and (cut or not backbone.coverage.missing):
         bank = _bank(architecture, backbone, images, rows, recipe, out, reporter)
     folds = {key: fold_of(rows, images.names, *key) for key in {(r.repeat, r.fold) for r in todo}}
     pairs = [(r, folds[r.repeat, r.fold]) for r in todo]
