@@ -107,6 +107,17 @@ class Run(Row):
 
 RUN_COLUMNS = ("run", "architecture", "optimizer", "repeat", "fold", "seed", "subset")
 PREDICTION_COLUMNS = (*RUN_COLUMNS, "image", "group", "label", "predicted")
+MASK_COLUMNS = (
+    "truth",
+    "true_area_px",
+    "predicted_area_px",
+    "dice",
+    "iou",
+    "hd95_px",
+    "hd95_mm",
+    "false_positive_share",
+)
+SEGMENTATION_COLUMNS = (*PREDICTION_COLUMNS, *MASK_COLUMNS)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from sonobreast.errors import SonobreastError
-from sonobreast.evaluation import intervals
+from sonobreast.evaluation import resampling
 from sonobreast.evaluation.intervals import (
     accuracy_interval,
     bca_limits,
@@ -124,7 +124,7 @@ def test_the_bootstrap_equals_a_plain_loop_over_scikit_learn() -> None:
 def test_chunks_do_not_change_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     scored, group = make(50), np.arange(50) // 2
     whole = bootstrap([scored], group, resamples=300, method="bca")
-    monkeypatch.setattr(intervals, "_CHUNK", 50 * 7)
+    monkeypatch.setattr(resampling, "_CHUNK", 50 * 7)
     for name, interval in bootstrap([scored], group, resamples=300, method="bca").items():
         assert (interval.low, interval.high) == pytest.approx((whole[name].low, whole[name].high), rel=1e-12), name
 

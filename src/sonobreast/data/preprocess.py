@@ -122,11 +122,18 @@ def resize(image: NDArray[np.uint8], settings: Preprocess) -> NDArray[np.uint8]:
     resample = _FILTERS[settings.interpolation]
     if settings.aspect == "stretch":
         return np.asarray(Image.fromarray(image).resize((size, size), resample))
+    box = padded_box(width, height, size)
+    canvas = Image.new("RGB", (size, size))
+    canvas.paste(Image.fromarray(image).resize((box[2] - box[0], box[3] - box[1]), resample), box[:2])
+    return np.asarray(canvas)
+
+
+def padded_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Where ``aspect: pad`` puts an image in the square: left, top, right, bottom in pixels, as Pillow counts."""
     scale = size / max(height, width)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = Image.new("RGB", (size, size))
-    canvas.paste(Image.fromarray(image).resize(inner, resample), ((size - inner[0]) // 2, (size - inner[1]) // 2))
-    return np.asarray(canvas)
+    left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
+    return left, top, left + inner[0], top + inner[1]
 
 
 def scaling_constants(

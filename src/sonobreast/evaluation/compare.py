@@ -198,7 +198,8 @@ def difference_of_draws(
     p_value = bootstrap_p(draws.resampled) if interval.method != "undefined" else math.nan
     if interval.note == FLAT:
         p_value = 1.0 if abs(draws.estimate) < 1e-12 else math.nan
-        interval = _without_spread(name, interval, groups_behind(name, runs, codes))
+        if name == "accuracy" or name.startswith(("recall_", "balanced_", "sensitivity_m", "specificity_m")):
+            interval = without_spread(interval, groups_behind(name, runs, codes))
     return Difference(a.estimate, b.estimate, interval, p_value)
 
 
@@ -209,14 +210,19 @@ def bootstrap_p(resampled: Floats) -> float:
     return min(1.0, 2 * (1 + fewer) / (len(finite) + 1))
 
 
-def _without_spread(name: str, interval: Interval, behind: int) -> Interval:
-    """An interval for a difference d that is the same in every resample.
+def without_spread(interval: Interval, behind: int) -> Interval:
+    """An interval for a difference d of two means over cases, each value in [0, 1], that is the same in every resample.
 
     At most the share u of groups (Wilson's upper limit for 0 of those seen) is unlike what was seen, and such a group
-    can differ by -1 or 1 instead of d: d moves by at most (1 + |d|) u. That holds for means over cases only.
+    can differ by -1 or 1 instead of d: d moves by at most (1 + |d|) u.
+
+    Parameters
+    ----------
+    interval : Interval
+    behind : int
+        Groups that the difference rests on.
     """
-    share = name == "accuracy" or name.startswith(("recall_", "balanced_", "sensitivity_m", "specificity_m"))
-    if not share or not behind:
+    if not behind:
         return interval
     reach = (1 + abs(interval.estimate)) * wilson_limits(0.0, behind, interval.level)[1]
     return replace(

@@ -180,6 +180,91 @@ METRICS: dict[str, Metric] = {
 }
 
 
+_RELOADED = "Maier-Hein, Reinke et al. 2024, Metrics Reloaded, Nat Methods 21:195"
+_NO_LESION = "no image with an outlined lesion"
+
+# Figures of predicted lesion masks. They are means over images, so `evaluate` does not know them.
+SEGMENTATION_METRICS: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric(
+            "dice",
+            "Dice, mean",
+            "mean over the images with a lesion of 2 |P and T| / (|P| + |T|), P and T the predicted and true lesion",
+            "Overlap of the predicted with the true lesion: 0 is none, 1 is the same pixels. A lesion that is missed "
+            "counts 0; images without a lesion do not count.",
+            "Dice 1945, Ecology 26:297; " + _RELOADED,
+            _NO_LESION,
+        ),
+        Metric(
+            "median_dice",
+            "Dice, median",
+            "median over the images with a lesion of 2 |P and T| / (|P| + |T|)",
+            "What half of the lesions reach; it is far above the mean where a few lesions are missed.",
+            _RELOADED,
+            _NO_LESION,
+        ),
+        Metric(
+            "iou",
+            "Intersection over union, mean",
+            "mean over the images with a lesion of |P and T| / |P or T|, which is Dice / (2 - Dice) of each image",
+            "Overlap as a share of all pixels that either outline holds (Jaccard index); stricter than Dice.",
+            "Jaccard 1912, New Phytol 11:37; " + _RELOADED,
+            _NO_LESION,
+        ),
+        Metric(
+            "hd95_px",
+            "95 % Hausdorff distance, pixels",
+            "mean over the images with a lesion that was found of max(Q95 over p of d(p, T), Q95 over t of d(t, P)); "
+            "p, t border pixels, d the distance to the nearest border pixel of the other mask, Q95 the 95th percentile",
+            "How far the two outlines are apart where they are farthest, but for the worst 5 %. Pixels of the original "
+            "image; lesions that were missed have none and do not count.",
+            "Huttenlocher, Klanderman & Rucklidge 1993, IEEE PAMI 15:850; " + _RELOADED,
+            "no lesion was found",
+            high=float("inf"),
+            higher_is_better=False,
+        ),
+        Metric(
+            "hd95_mm",
+            "95 % Hausdorff distance, mm",
+            "as hd95_px, times the image's pixel spacing",
+            "The distance of the outlines in millimetres, over the images whose file gives the pixel spacing.",
+            _RELOADED,
+            "no lesion was found in an image with a known pixel spacing",
+            high=float("inf"),
+            higher_is_better=False,
+        ),
+        Metric(
+            "missed",
+            "Lesions missed",
+            "share of the images with a lesion in which no pixel is predicted",
+            "Lesions of which the network draws nothing at all.",
+            _RELOADED,
+            _NO_LESION,
+            higher_is_better=False,
+        ),
+        Metric(
+            "false_positive",
+            "Images without a lesion, with a mask",
+            "share of the images without a lesion in which any pixel is predicted",
+            "How often a lesion is drawn where there is none.",
+            _RELOADED,
+            "no image without a lesion",
+            higher_is_better=False,
+        ),
+        Metric(
+            "false_positive_share",
+            "Area drawn without a lesion",
+            "mean over the images without a lesion of |P| / pixels of the image",
+            "How much of an image without a lesion is drawn as one, on average.",
+            _RELOADED,
+            "no image without a lesion",
+            higher_is_better=False,
+        ),
+    )
+}
+
+
 def metric_names(classes: Sequence[str]) -> list[str]:
     """Names of the metrics that `evaluate` gives for these classes, in its order."""
     names: list[str] = []
@@ -202,9 +287,9 @@ def _clinical(name: str) -> bool:
 
 
 def describe(name: str) -> Metric:
-    """The entry of `METRICS` for a metric name, with the class filled in (``recall_benign``)."""
-    if name in METRICS:
-        return METRICS[name]
+    """The entry of `METRICS` or `SEGMENTATION_METRICS` for a name, with the class filled in (``recall_benign``)."""
+    if name in METRICS or name in SEGMENTATION_METRICS:
+        return (METRICS | SEGMENTATION_METRICS)[name]
     kind, _, class_name = name.partition("_")
     template = METRICS.get(f"{kind}_<class>")
     if template is None or not class_name:

@@ -8,9 +8,9 @@ same cases (seeds, repeats of k-fold) are averaged inside each resample: they ad
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,11 @@ from statsmodels.stats.proportion import proportion_confint
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.glossary import describe, metric_names
 from sonobreast.evaluation.metrics import Floats, Ints, Scored, evaluate, group_codes
+from sonobreast.evaluation.resampling import Draws as Draws
+from sonobreast.evaluation.resampling import draw_statistics
 
 Method = Literal["percentile", "bca"]
 
-# Numbers held at once: weights of a chunk of resamples stay within a few processor caches' reach.
-_CHUNK = 2**20
 # Two values that differ by rounding alone are one value.
 _SAME = 1e-12
 # With fewer groups behind a figure a cluster bootstrap is too narrow (Cameron, Gelbach & Miller 2008, REStat 90:414).
@@ -113,14 +113,6 @@ def checked_level(level: float) -> float:
     return level
 
 
-class Draws(NamedTuple):
-    """A statistic on the cases (float), on R resamples (R,), and with each of G groups left out (G,), or None."""
-
-    estimate: float
-    resampled: Floats
-    jackknife: Floats | None
-
-
 def draw(
     repeats: Sequence[Scored],
     codes: Ints,
@@ -147,45 +139,12 @@ def draw(
     jackknife : bool
         Whether to leave out each group in turn as well, which BCa needs.
     """
-    plain = [evaluate(r, metrics=names) for r in repeats]
-    drawn = _averaged(repeats, names, lambda: _drawn_weights(codes, resamples, seed))
-    left_out = _averaged(repeats, names, lambda: _left_out_weights(codes)) if jackknife else None
-    return {
-        name: Draws(sum(p[name] for p in plain) / len(plain), drawn[name], None if left_out is None else left_out[name])
-        for name in names
-    }
 
-
-def _averaged(
-    repeats: Sequence[Scored], names: Sequence[str], weights: Callable[[], Iterator[Floats]]
-) -> dict[str, Floats]:
-    chunks = []
-    for weight in weights():  # (r, n)
+    def averaged(weight: Floats) -> dict[str, Floats]:
         each = [evaluate(r, weight, metrics=names) for r in repeats]
-        # Summed as `draw` sums the plain values, so that a resample equal to the sample gives the equal number.
-        chunks.append({name: sum(e[name] for e in each) / len(each) for name in names})
-    return {name: np.concatenate([c[name] for c in chunks]) for name in names}
+        return {name: sum((e[name] for e in each), np.zeros(len(weight))) / len(each) for name in names}
 
-
-def _drawn_weights(codes: Ints, resamples: int, seed: int) -> Iterator[Floats]:
-    """Case multiplicities (r, n) of resamples of groups, a chunk at a time; the chunks do not change the draws."""
-    generator = np.random.default_rng(seed)
-    groups = int(codes.max()) + 1
-    rows = max(1, _CHUNK // len(codes))
-    for start in range(0, resamples, rows):
-        count = min(rows, resamples - start)
-        drawn = generator.integers(groups, size=(count, groups)) + groups * np.arange(count)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups)  # (r, G)
-        yield times[:, codes].astype(np.float64)
-
-
-def _left_out_weights(codes: Ints) -> Iterator[Floats]:
-    """Case multiplicities (r, n) with one group left out in each row: G rows in all."""
-    groups = int(codes.max()) + 1
-    rows = max(1, _CHUNK // len(codes))
-    for start in range(0, groups, rows):
-        out = np.arange(start, min(start + rows, groups))
-        yield (codes[None, :] != out[:, None]).astype(np.float64)
+    return draw_statistics(averaged, codes, resamples=resamples, seed=seed, jackknife=jackknife)
 
 
 def percentile_limits(resampled: Floats, level: float) -> tuple[float, float]:
@@ -316,19 +275,45 @@ def bootstrap(
     codes, names = checked_repeats(repeats, group, metrics, resamples, level, method)
     drawn = draw(repeats, codes, names, resamples=resamples, seed=seed, jackknife=method == "bca")
     n, groups = len(codes), int(codes.max()) + 1
-    intervals = {}
-    for name in names:
-        interval = limits(drawn[name], level=level, method=method, n=n, groups=groups)
-        behind = groups_behind(name, repeats, codes)
-        if interval.note == FLAT and behind and describe(name).high == 1.0:
-            low, high = wilson_limits(interval.estimate, behind, level)
-            label = f"wilson on {behind} groups (bootstrap without spread)"
-            interval = replace(interval, low=low, high=high, method=label)
-        if behind < _FEW and interval.method.startswith("cluster"):
-            few = f"only {behind} groups behind this figure: the interval may be too narrow"
-            interval = replace(interval, note="; ".join(filter(None, [interval.note, few])))
-        intervals[name] = interval
-    return intervals
+    return {
+        name: interval_of(
+            drawn[name],
+            level=level,
+            method=method,
+            n=n,
+            groups=groups,
+            behind=groups_behind(name, repeats, codes),
+            share=describe(name).high == 1.0,
+        )
+        for name in names
+    }
+
+
+def interval_of(
+    draws: Draws, *, level: float, method: Method, n: int, groups: int, behind: int, share: bool
+) -> Interval:
+    """The interval of bootstrap draws as `bootstrap` gives it: with Wilson's where the resamples do not vary.
+
+    Parameters
+    ----------
+    draws : Draws
+    level, method
+        As in `bootstrap`.
+    n, groups : int
+        Distinct cases, and groups that were drawn.
+    behind : int
+        Groups that the figure rests on.
+    share : bool
+        Whether the statistic is a mean of values from 0 to 1.
+    """
+    interval = limits(draws, level=level, method=method, n=n, groups=groups)
+    if interval.note == FLAT and behind and share:
+        low, high = wilson_limits(interval.estimate, behind, level)
+        return replace(interval, low=low, high=high, method=f"wilson on {behind} groups (bootstrap without spread)")
+    if behind < _FEW and interval.method.startswith("cluster"):
+        few = f"only {behind} groups behind this figure: the interval may be too narrow"
+        return replace(interval, note="; ".join(filter(None, [interval.note, few])))
+    return interval
 
 
 def checked_repeats(

@@ -140,6 +140,30 @@ def whole_repeats(
     SonobreastError
         If no repeat is whole, or the repeats are of different images.
     """
+    whole, left_out = whole_tables(table, folds=folds, subset=subset)
+    first = next(iter(whole.values()))
+    return Repeats(
+        {name: scored_table(p) for name, p in whole.items()},
+        tuple(first["image"]),
+        first["group"].to_numpy(),
+        left_out,
+    )
+
+
+def whole_tables(
+    table: pd.DataFrame, *, folds: Mapping[int, frozenset[int]] | None = None, subset: str = "test"
+) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """`whole_repeats` as tables, sorted by image, of any table with a row for each run and image.
+
+    Parameters and errors as in `whole_repeats`.
+
+    Returns
+    -------
+    tables : dict of str to DataFrame
+        "repeat 0, seed 1" -> its rows.
+    left_out : tuple of str
+        As in `Repeats`.
+    """
     chosen = table[table["subset"] == subset].sort_values(["repeat", "seed", "image"], kind="stable")
     keys = chosen[["repeat", "seed"]].drop_duplicates().astype(int).itertuples(index=False, name=None)
     parts = {(r, s): chosen[(chosen["repeat"] == r) & (chosen["seed"] == s)] for r, s in keys}
@@ -159,14 +183,9 @@ def whole_repeats(
         if part["image"].tolist() != first["image"].tolist() or part["image"].duplicated().any():
             raise SonobreastError(
                 f"the {subset} images of {name} are not those of the other repeats",
-                remedy="predictions.csv was changed by hand or put together from two studies; run the study again",
+                remedy="the table was changed by hand or put together from two studies; run the study again",
             )
-    return Repeats(
-        {name: scored_table(p) for name, p in whole.items()},
-        tuple(first["image"]),
-        first["group"].to_numpy(),
-        tuple(_name(*k) for k in parts if _name(*k) not in whole),
-    )
+    return whole, tuple(_name(*k) for k in parts if _name(*k) not in whole)
 
 
 def _name(repeat: int, seed: int) -> str:

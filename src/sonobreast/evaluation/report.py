@@ -28,6 +28,8 @@ from sonobreast.evaluation.predictions import (
     read_predictions,
 )
 from sonobreast.evaluation.predictive import PREVALENCES
+from sonobreast.evaluation.segmentation_report import overlay_pictures, segmentation_section
+from sonobreast.evaluation.segmentation_summary import read_segmentation
 from sonobreast.evaluation.summary import is_complete, study_metrics
 from sonobreast.page import write_page
 from sonobreast.records import SUBSETS, atomic, check_version, read_json, read_table, write_json
@@ -119,7 +121,7 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
         See `read_study`.
     """
     study = read_study(out)
-    if prevalences or not is_complete(study.metrics):
+    if prevalences or not is_complete(study.metrics, segments=(out / "segmentation.csv").is_file()):
         study = replace(study, metrics=_metrics_anew(out, prevalences or PREVALENCES))
     best = {r: int(b) for r, b in zip(study.results["run"], study.results["best_epoch"], strict=True)}
     pretrained = dict(zip(study.results["architecture"], study.results["pretrained_share"].astype(float), strict=True))
@@ -143,6 +145,7 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
             file = out / "figures" / f"{name}.png"
             if file.is_file():
                 figures[name] = base64.b64encode(file.read_bytes()).decode()
+        figures |= overlay_pictures(out / "figures", study.metrics)
     shown = {"figures": figures, "images": images, "p_text": p_text, **_content(study)}
     write_page(out / "report.html", "evaluation/report.html.j2", shown)
     return out / "report.html"
@@ -151,13 +154,14 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
 def _metrics_anew(out: Path, prevalences: Sequence[float]) -> dict[str, Any]:
     """Write ``metrics.json`` from the study's predictions."""
     table, patients = read_predictions(out / "predictions.csv"), read_patients(out / "manifest.csv")
-    write_json(out / "metrics.json", study_metrics(table, patients, prevalences=prevalences))
+    masks = read_segmentation(out / "segmentation.csv") if (out / "segmentation.csv").is_file() else None
+    write_json(out / "metrics.json", study_metrics(table, patients, masks, prevalences=prevalences))
     return read_json(out / "metrics.json")
 
 
-def _pairs_shown(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _pairs_shown(metrics: Mapping[str, Any], part: str = "comparisons") -> list[Mapping[str, Any]]:
     """Pairs for figure and table: all, or only those of the chosen configuration where these would be too many."""
-    pairs: list[Mapping[str, Any]] = (metrics["comparisons"] or {}).get("pairs", [])
+    pairs: list[Mapping[str, Any]] = (metrics.get(part) or {}).get("pairs", [])
     if len(pairs) <= _MOST_PAIRS:
         return pairs
     best = _chosen(metrics["configurations"])
@@ -205,6 +209,7 @@ def _content(study: Study) -> dict[str, Any]:
         "half": _cases_for_half((study.metrics["nested_choice"] or _chosen(configurations))["accuracy"]),
         "comparisons": study.metrics["comparisons"],
         "pairs": _pairs_shown(study.metrics),
+        "segmentation": segmentation_section(study.metrics, _pairs_shown(study.metrics, "segmentation_comparisons")),
         "malignant_share": _malignant_share(study),
         "describe": describe,
         "title_of": lambda key: configuration_title(key["architecture"], key["optimizer"]),

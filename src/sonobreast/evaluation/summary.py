@@ -32,6 +32,8 @@ from sonobreast.evaluation.predictions import read_patients as read_patients
 from sonobreast.evaluation.predictions import read_predictions as read_predictions
 from sonobreast.evaluation.predictions import scored as scored
 from sonobreast.evaluation.predictive import PREVALENCES, predictive_values
+from sonobreast.evaluation.segmentation_pairs import compare_dice
+from sonobreast.evaluation.segmentation_summary import segmentation_metrics
 from sonobreast.records import SUBSETS
 
 RESULT_COLUMNS = (
@@ -257,6 +259,7 @@ def _of(table: pd.DataFrame, key: Key) -> pd.DataFrame:
 def study_metrics(
     table: pd.DataFrame,
     patients: Mapping[str, str] | None = None,
+    masks: pd.DataFrame | None = None,
     *,
     prevalences: Sequence[float] = PREVALENCES,
     resamples: int = 2000,
@@ -267,20 +270,27 @@ def study_metrics(
     ----------
     table : DataFrame
         All predictions of the study.
+    masks : DataFrame, optional
+        Its predicted masks (`sonobreast.evaluation.segmentation_summary.read_segmentation`), where a network segments.
     patients, prevalences, resamples
         As in `configuration`.
 
     Returns
     -------
     dict
-        ``configurations``, one entry for each architecture and optimizer, in order; ``comparisons`` of all pairs
+        ``configurations``, one entry for each architecture and optimizer, in order, with its ``segmentation``
+        (`segmentation_metrics`), None where the network does not segment; ``comparisons`` of all pairs
         (`sonobreast.evaluation.comparison.compare_all`), None for a single configuration; ``nested_choice``, None for a
-        hold-out.
+        hold-out; ``segmentation_comparisons`` (`compare_dice`), None for fewer than two that segment.
     """
     tested = table.loc[table["subset"] == "test", "image"].nunique()
     entries = []
     for key in configurations(table):
         entry = configuration(_of(table, key), patients, prevalences=prevalences, resamples=resamples)
+        drawn = None if masks is None else _of(masks, key)
+        entry["segmentation"] = (
+            None if drawn is None or drawn.empty else segmentation_metrics(drawn, resamples=resamples)
+        )
         entries.append({**dict(zip(KEYS, key, strict=True)), **entry, "missing": int(tested) - entry["n"]})
     several = any(len(f) > 1 for f in folds_of(table).values())
     return {
@@ -290,15 +300,24 @@ def study_metrics(
         "configurations": entries,
         "comparisons": content(compare_all(table, resamples=resamples)) if len(entries) > 1 else None,
         "nested_choice": nested_choice(table, resamples=resamples) if several else None,
+        "segmentation_comparisons": None if masks is None else compare_dice(masks, resamples=resamples),
     }
 
 
-def is_complete(metrics: Mapping[str, Any]) -> bool:
-    """Whether a ``metrics.json`` has all that `study_metrics` gives; those of earlier versions lack some of it."""
-    return {"prevalences", "comparisons", "nested_choice"} <= set(metrics) and all(
-        {"spread", "patients", "patients_reason", "predictive_values", "missing"} <= set(c)
-        for c in metrics["configurations"]
-    )
+def is_complete(metrics: Mapping[str, Any], *, segments: bool = False) -> bool:
+    """Whether a ``metrics.json`` has all that `study_metrics` gives; those of earlier versions lack some of it.
+
+    Parameters
+    ----------
+    metrics : mapping
+    segments : bool
+        Whether the study has a ``segmentation.csv``. Without one, a file that says nothing of masks lacks nothing.
+    """
+    common, each = {"prevalences", "comparisons", "nested_choice"}, {"spread", "patients", "patients_reason"}
+    each |= {"predictive_values", "missing"}
+    if segments:
+        common, each = common | {"segmentation_comparisons"}, each | {"segmentation"}
+    return common <= set(metrics) and all(each <= set(c) for c in metrics["configurations"])
 
 
 def result_row(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, object]:

@@ -29,6 +29,7 @@ from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.evaluation.looks import record as record_looks
 from sonobreast.evaluation.looks import test_set_of
 from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
+from sonobreast.evaluation.segmentation_summary import read_segmentation
 from sonobreast.evaluation.summary import RESULT_COLUMNS, read_patients, read_predictions, result_row, study_metrics
 from sonobreast.models.zoo import Backbone, decoder_of, load_backbone, timm_name
 from sonobreast.records import Assignment, Run, atomic, check_version, read_json, write_json, write_table
@@ -37,6 +38,7 @@ from sonobreast.training.folder import alone, is_left_over
 from sonobreast.training.frozen import Bank, Images, augmented_views, bank_size, cache_key, compute_bank
 from sonobreast.training.module import Precision
 from sonobreast.training.optimizers import check_optimizer
+from sonobreast.training.overlays import draw_overlays
 
 
 class Reporter:
@@ -151,6 +153,8 @@ def run_study(
                     )
                     shutil.rmtree(out / "cache", ignore_errors=True)  # the next one's features may need the room
         finished = collect(out, runs)
+        for sentence in draw_overlays(out, manifest) if images else ():
+            reporter.say(sentence)
         _count_looks(out, runs, rows, manifest)
         write_json(out / "failed.json", {"runs": failed})
         shutil.rmtree(out / "cache", ignore_errors=True)
@@ -400,7 +404,10 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
 
 
 def collect(out: Path, runs: Sequence[Run] | None = None) -> int:
-    """Write ``predictions.csv``, ``results.csv`` and ``metrics.json`` from the finished runs; returns their number."""
+    """Write the study's tables and ``metrics.json`` from the finished runs; returns their number.
+
+    The tables are ``predictions.csv``, ``results.csv`` and, where networks segment, ``segmentation.csv``.
+    """
     folders = (
         [out / "runs" / r.id for r in runs]
         if runs is not None
@@ -412,7 +419,12 @@ def collect(out: Path, runs: Sequence[Run] | None = None) -> int:
     _join([f / "predictions.csv" for f in finished], out / "predictions.csv")
     results = [result_row(read_config(f)["run"], read_json(f / "metrics.json")) for f in finished]
     write_table(out / "results.csv", RESULT_COLUMNS, results)
-    metrics = study_metrics(read_predictions(out / "predictions.csv"), read_patients(out / "manifest.csv"))
+    drawn = [f / "segmentation.csv" for f in finished if (f / "segmentation.csv").is_file()]
+    masks = None
+    if drawn:
+        _join(drawn, out / "segmentation.csv")
+        masks = read_segmentation(out / "segmentation.csv")
+    metrics = study_metrics(read_predictions(out / "predictions.csv"), read_patients(out / "manifest.csv"), masks)
     write_json(out / "metrics.json", metrics)
     return len(finished)
 
