@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonobreast.config import Preprocess
-from sonobreast.data.preprocess import decode_mask, quiet, resize
-from sonobreast.errors import SonobreastError
+from sonobreast.data.masks_out import true_mask
+from sonobreast.data.preprocess import quiet, resize
 from sonobreast.records import Case
-
-_NO_LESION = "normal"
 
 
 @dataclass(frozen=True)
@@ -28,56 +26,24 @@ class Masks:
     bits : ndarray, uint8, (n, size, ceil(size / 8))
         Masks at the network's size, eight pixels a byte. All 0 where nothing is known.
     known : ndarray, bool, (n,)
-        Whether an image has a mask, or is of the class ``normal`` and so has no lesion.
-    files : tuple of tuple of Path
-        Mask files of each image.
-    size : tuple of (height, width)
-        Of each image as it was acquired, pixels.
-    spacing_mm : tuple of (float or None)
-        Pixel spacing of each image.
+        As `true_mask` says.
+    root : Path
+        Folder that the names of the masks are relative to.
+    cases : tuple of Case
     """
 
     bits: NDArray[np.uint8]
     known: NDArray[np.bool_]
-    files: tuple[tuple[Path, ...], ...]
-    size: tuple[tuple[int, int], ...]
-    spacing_mm: tuple[float | None, ...]
+    root: Path
+    cases: tuple[Case, ...]
 
     def resized(self, index: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Masks at the network's size: bool (k, size, size)."""
-        side = self.bits.shape[1]
-        return np.unpackbits(self.bits[index], axis=2, count=side).astype(bool)
+        return np.unpackbits(self.bits[index], axis=2, count=self.bits.shape[1]).astype(bool)
 
     def original(self, image: int) -> NDArray[np.bool_] | None:
         """The mask of one image at the image's own size, bool (H, W); None where it is not known."""
-        return read_mask(self.files[image], self.size[image]) if self.known[image] else None
-
-
-def read_mask(files: Sequence[Path], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """All lesions of one image together; empty without files.
-
-    Parameters
-    ----------
-    files : sequence of Path
-    size : (height, width)
-        Of the image.
-
-    Raises
-    ------
-    SonobreastError
-        If a file cannot be read or has another size than the image.
-    """
-    mask = np.zeros(size, bool)
-    for file in files:
-        part = decode_mask(file)
-        if part.shape != size:
-            raise SonobreastError(
-                f"the mask has {part.shape[1]} x {part.shape[0]} pixels, its image {size[1]} x {size[0]}",
-                file=file,
-                remedy="replace the mask, or remove it",
-            )
-        mask |= part
-    return mask
+        return true_mask(self.root, self.cases[image]) if self.known[image] else None
 
 
 def resize_mask(mask: NDArray[np.bool_], settings: Preprocess) -> NDArray[np.bool_]:
@@ -104,16 +70,16 @@ def open_masks(
     Raises
     ------
     SonobreastError
-        As `read_mask`.
+        As `true_mask`.
     """
-    files = tuple(tuple(root / m for m in c.masks) for c in cases)
-    size = tuple((c.height, c.width) for c in cases)
     bits = np.zeros((len(cases), settings.size, -(-settings.size // 8)), np.uint8)
-    known = np.asarray([bool(c.masks) or c.label == _NO_LESION for c in cases], bool)
+    known = np.zeros(len(cases), bool)
 
     def put(i: int) -> None:
-        if files[i]:
-            bits[i] = np.packbits(resize_mask(read_mask(files[i], size[i]), settings), axis=1)
+        mask = true_mask(root, cases[i])
+        if mask is not None:
+            known[i] = True
+            bits[i] = np.packbits(resize_mask(mask, settings), axis=1)
 
     with quiet(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
@@ -122,4 +88,4 @@ def open_masks(
                     progress("reading masks", done, len(cases))
         finally:
             pool.shutdown(cancel_futures=True)
-    return Masks(bits, known, files, size, tuple(c.spacing_mm for c in cases))
+    return Masks(bits, known, root, tuple(cases))

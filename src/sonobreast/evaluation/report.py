@@ -255,7 +255,10 @@ def _beside_overall(configurations: Sequence[Mapping[str, Any]], paper: str | No
     if paper is None or not any(c["printed_overall"] for c in configurations):
         return {"printed_overall": False}
     wrong = [f for f in check_paper(paper) if f.severity in ("error", "warning") and f.table == "Table 3"]
-    return {"printed_overall": True, "printed_findings": [f"{f.row}: {f.message}" if f.row else f.message for f in wrong]}
+    return {
+        "printed_overall": True,
+        "printed_findings": [f"{f.row}: {f.message}" if f.row else f.message for f in wrong],
+    }
 
 
 def _groups(used: pd.DataFrame) -> dict[str, Any]:

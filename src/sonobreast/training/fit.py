@@ -22,14 +22,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sonobreast.config import Recipe, dump_yaml, parse_recipe
+from sonobreast.data.masks_out import predicted_mask_file, to_original_size, write_mask
 from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.evaluation.segmentation import mask_row
 from sonobreast.evaluation.summary import figures, scored
 from sonobreast.models.heads import build_head
 from sonobreast.models.joint import JointHead
 from sonobreast.models.zoo import Backbone, Coverage, restore_backbone
 from sonobreast.records import (
     PREDICTION_COLUMNS,
+    SEGMENTATION_COLUMNS,
     SUBSETS,
     Assignment,
     Run,
@@ -179,6 +182,7 @@ def write_run(
             stream.write(save({k: v.contiguous() for k, v in fitted.state.items()}))
         columns, rows = prediction_rows(fitted, images, fold, run)
         write_table(partial / "predictions.csv", columns, rows)
+        _write_lesions(partial, fitted, images, fold, recipe, run)
         write_json(partial / "environment.json", {**record(), "data_fingerprint": data_fingerprint})
         label = images.label.numpy()
         subsets = {s: figures(scored(label[i := fold.of(s)], fitted.probability[i], images.classes)) for s in SUBSETS}
@@ -202,6 +206,25 @@ def write_run(
         raise disk_error(error, folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_lesions(folder: Path, fitted: Fitted, images: Images, fold: Fold, recipe: Recipe, run: Run) -> None:
+    """Predicted masks of the test images at their own size, and ``segmentation.csv``; nothing for a classifier."""
+    if fitted.lesions is None or images.masks is None:
+        return
+    place = {int(i): k for k, i in enumerate(fitted.lesions.index)}
+    rows: list[dict[str, object]] = []
+    _, predictions = prediction_rows(fitted, images, fold, run)
+    tested = [r for r in predictions if r["subset"] == "test"]
+    for i, row in zip(fold.test, tested, strict=True):
+        case = images.masks.cases[i]
+        small = fitted.lesions.probability[place[int(i)]].astype(np.float32) / 255.0
+        large = to_original_size(small, case.width, case.height, recipe.preprocess.aspect)
+        mask = large >= recipe.segmentation.threshold
+        write_mask(predicted_mask_file(folder / "masks", case.image), mask)
+        figures_of_mask = mask_row(mask, images.masks.original(int(i)), case.spacing_mm)
+        rows.append({**{c: row[c] for c in PREDICTION_COLUMNS}, **figures_of_mask})
+    write_table(folder / "segmentation.csv", SEGMENTATION_COLUMNS, rows)
 
 
 def _present(epoch: Epoch) -> dict[str, object]:
