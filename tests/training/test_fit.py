@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from numpy.typing import NDArray
 from tests.fake import fake_cases, make_images, tiny_recipe
 
 from sonobreast.config import Recipe
-from sonobreast.data.preprocess import scale, scaling_constants
+from sonobreast.data.masks import Masks
+from sonobreast.data.masks_out import to_original_size
+from sonobreast.data.preprocess import decode_mask, scale, scaling_constants
 from sonobreast.errors import SonobreastError
 from sonobreast.models.zoo import Backbone, load_backbone
-from sonobreast.records import Run, read_json, read_table
+from sonobreast.records import Case, Run, read_json, read_table
 from sonobreast.training.fit import (
     Fold,
     fit_runs,
@@ -60,6 +64,88 @@ def made(folder: Path, weights: Path, images: Images, changes: dict[str, object]
     name = _save_backbone(backbone, folder)
     write_run(run, fitted, backbone, images, FOLD, recipe, RUN, backbone_file=name, data_fingerprint="f" * 64)
     return run, fitted, recipe
+
+
+def with_masks(images: Images) -> Images:
+    """Each image's brighter half as its lesion, at twice the size; of one nothing is known, one has none."""
+    mask = images.pixels[:, :, :, 0] > np.median(images.pixels[:, :, :, 0], axis=(1, 2), keepdims=True)
+    known = np.arange(len(mask)) != 14
+    mask[[14, 15]] = False
+    side = 2 * mask.shape[1]
+    cases = tuple(
+        Case(image=n, label="benign", group=n, width=side, height=side, spacing_mm=0.1, sha256="0", source="t")
+        for n in images.names
+    )
+    return replace(images, masks=Large(np.packbits(mask, axis=2), known, Path(), cases))
+
+
+class Large(Masks):
+    """Masks without files: the original is the small one, enlarged."""
+
+    def original(self, image: int) -> NDArray[np.bool_] | None:
+        small = self.resized(np.asarray([image]))[0]
+        return small.repeat(2, 0).repeat(2, 1) if self.known[image] else None
+
+
+@pytest.mark.parametrize("decoder", ["unet", "attention"])
+def test_a_reloaded_joint_run_predicts_and_segments_what_it_wrote(
+    decoder: str, tiny_weights: Path, tmp_path: Path, images: Images
+) -> None:
+    shown = with_masks(images)
+    name = {"unet": "joint:test_resnet", "attention": "joint:test_resnet"}[decoder]
+    changes = {**TUNE, "segmentation": {"channels": [8, 8, 8], "shortcuts": 8}, "training.epochs": 2}
+    recipe = tiny_recipe(changes)
+    backbone = load_backbone(name, str(tiny_weights), image_size=64)
+    backbone.decoder = decoder  # type: ignore[assignment]
+    [(_, fitted)] = fit_runs(backbone, None, shown, [(RUN, FOLD)], recipe)
+    assert isinstance(fitted, Fitted)
+    run = tmp_path / "runs" / RUN.id
+    file = _save_backbone(backbone, tmp_path)
+    write_run(run, fitted, backbone, shown, FOLD, recipe, RUN, backbone_file=file, data_fingerprint="f" * 64)
+    network, _, classes = load_run(run)
+    mean, std = scaling_constants(recipe.preprocess.scaling, network.backbone.mean, network.backbone.std)
+    with torch.inference_mode():
+        given = torch.from_numpy(scale(images.pixels, mean, std))
+        p, mask = network(given).softmax(1).numpy(), network.segment(given)
+    table = pd.read_csv(run / "predictions.csv")
+    np.testing.assert_allclose(table[[f"p_{c}" for c in classes]].to_numpy(), p, atol=1e-5)
+    assert mask is not None
+    small = mask.sigmoid().numpy()[FOLD.test, 0]
+    masks = pd.read_csv(run / "segmentation.csv", keep_default_na=False)
+    assert list(masks["image"]) == [images.names[i] for i in FOLD.test]
+    assert list(masks["truth"]) == ["lesion", "unknown", "empty", "lesion", "lesion"]
+    for row, probability in zip(masks.itertuples(), small, strict=True):
+        side = 2 * probability.shape[0]
+        written = decode_mask(run / "masks" / Path(row.image).with_suffix(".png"))
+        assert written.shape == (side, side)
+        assert int(written.sum()) == int(row.predicted_area_px)
+        wanted = to_original_size(probability, side, side, "stretch")
+        assert np.mean(written != (wanted >= 0.5)) < 0.01  # the network's map was kept in 255ths
+    history = read_table(run / "history.csv", ("validation_dice",))
+    assert all(0.0 <= float(r["validation_dice"]) <= 1.0 for r in history)
+
+
+def test_both_tasks_are_learnt(tiny_weights: Path, images: Images) -> None:
+    shown = with_masks(images)
+    recipe = tiny_recipe(
+        {
+            **TUNE,
+            "augment": {},
+            "head.dropout": 0.0,
+            "training.early_stopping": None,
+            "training.epochs": 20,
+            "training.learning_rate": 0.001,
+            "training.batch_size": 4,
+            "segmentation": {"channels": [16, 16, 8, 8, 8], "shortcuts": 16},
+        }
+    )
+    backbone = load_backbone("joint:test_resnet", str(tiny_weights), image_size=64)
+    seen = Fold(np.arange(12), np.arange(12), np.arange(13, 18), FOLD.groups)  # judged on what it was trained on
+    [(_, fitted)] = fit_runs(backbone, None, shown, [(RUN, seen)], recipe)
+    assert isinstance(fitted, Fitted)
+    best = max(e.validation_dice or 0.0 for e in fitted.history)
+    assert fitted.history[-1].train_accuracy > 0.9
+    assert best > 0.7  # half of each image is lesion: all of it called so would give 0.67
 
 
 @pytest.mark.parametrize("kind", KINDS)
