@@ -272,8 +272,8 @@ def published(
 def train(
     data: DataFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder of the study that holds this one run.")],
-    architecture: Annotated[str, typer.Option(help="Network: a paper's name or any timm name.")],
-    optimizer: Annotated[str, typer.Option(help="adam, rmsprop, sgdm, sgd or adamw.")] = "adam",
+    architecture: Annotated[str, typer.Option(help="A name that `sonobreast models` lists, or any timm name.")],
+    optimizer: Annotated[str, typer.Option(help="adam, rmsprop, sgdm, sgd, adamw or nadam.")] = "adam",
     recipe: Annotated[str, typer.Option(help="Recipe that gives all other settings.")] = "aulia2026",
     weights: Weights = "hub",
     overrides: Overrides = None,

@@ -149,7 +149,8 @@ class Model(Settings):
     Attributes
     ----------
     architectures : tuple of str
-        Names of the papers (``ResNet50V2``) or any timm name.
+        Names that ``sonobreast models`` lists or any timm name, as ``[frozen:|finetune:][joint:]NAME``; ``frozen:`` and
+        ``finetune:`` stand in place of ``backbone`` for that one.
     backbone : {"frozen", "finetune"}
         ``frozen`` trains the head alone; ``finetune`` trains what ``trainable`` says.
     trainable : "all" or int

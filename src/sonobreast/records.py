@@ -89,6 +89,10 @@ class Assignment(Row):
     label: str
 
 
+NO_OPTIMIZER = "none"
+"""In place of an optimizer's name where none takes part: classifiers that scikit-learn fits."""
+
+
 class Run(Row):
     """One cell of a study: what is trained on which fold with which seed."""
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.fake import before, write_weights
 
 from sonobreast.errors import SonobreastError
-from sonobreast.models.zoo import ALIASES, load_backbone, restore_backbone, tensors_of_last_stages, timm_name
+from sonobreast.models.zoo import load_backbone, restore_backbone, tensors_of_last_stages, timm_name
 
 NAMES = ("test_resnet", "test_efficientnet", "test_vit")
 SIZE = {"test_resnet": 64, "test_efficientnet": 64, "test_vit": 160}
@@ -23,12 +23,6 @@ SIZE = {"test_resnet": 64, "test_efficientnet": 64, "test_vit": 160}
 
 def pictures(name: str, n: int = 3) -> torch.Tensor:
     return torch.rand(n, 3, SIZE[name], SIZE[name], generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("alias", ALIASES)
-def test_paper_names_are_networks_of_timm(alias: str) -> None:
-    assert timm.is_model(timm_name(alias))
-    assert timm_name(alias.upper()) == timm_name(alias)
 
 
 @pytest.mark.parametrize(("name", "meant"), [("ResNet50V3", "ResNet50V2"), ("MobilNet", "Mob")])

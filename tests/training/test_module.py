@@ -240,22 +240,22 @@ def batches(n: int, seed: int) -> torch.utils.data.DataLoader[Any]:
 
 def test_one_ahead_gives_the_same_batches_in_the_same_order() -> None:
     plain = batches(11, 2)
-    ahead = Ahead(batches(11, 2), lambda index: torch.from_numpy(index) * 10)
+    ahead = Ahead(batches(11, 2), lambda index: (torch.from_numpy(index) * 10, None))
     threads = torch.get_num_threads()
     for _ in range(3):
         wanted = [b.tolist() for b in plain]
         found = list(ahead)
-        assert [index.tolist() for index, _ in found] == wanted
-        assert all(torch.equal(inputs, 10 * index) for index, inputs in found)
+        assert [index.tolist() for index, *_ in found] == wanted
+        assert all(torch.equal(inputs, 10 * index) for index, inputs, _ in found)
     assert len(ahead) == 4
     assert torch.get_num_threads() == threads
 
 
 def test_an_error_in_the_second_thread_arrives() -> None:
-    def make(index: Any) -> Tensor:
+    def make(index: Any) -> tuple[Tensor, None]:
         if 7 in index:
             raise ValueError("image 7")
-        return torch.from_numpy(index)
+        return torch.from_numpy(index), None
 
     given = iter(Ahead(batches(11, 2), make))
     for _ in range([7 in b for b in batches(11, 2)].index(True)):

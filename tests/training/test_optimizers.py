@@ -97,6 +97,11 @@ def formula(name: str, rate: float, steps: int = 5) -> list[np.ndarray]:
         elif name == "rmsprop":
             v = 0.9 * v + 0.1 * g**2
             x = x - rate * g / np.sqrt(v + 1e-7)
+        elif name == "nadam":
+            u = [0.9 * (1 - 0.5 * 0.96**k) for k in range(1, t + 2)]  # of the steps 1 to t + 1
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            ahead = u[t] * m / (1 - np.prod(u)) + (1 - u[t - 1]) * g / (1 - np.prod(u[:-1]))
+            x = x - rate * ahead / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
         else:
             m = (0.9 if name == "sgdm" else 0.0) * m - rate * g
             x = x + m
@@ -113,7 +118,7 @@ def test_first_updates_are_those_of_keras(name: str) -> None:
     np.testing.assert_allclose(moved, wanted, atol=2.5e-7, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["adam", "rmsprop", "sgdm", "sgd"])
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "sgdm", "sgd", "nadam"])
 def test_updates_are_those_of_the_formula(name: str) -> None:
     for rate in (1e-4, 1e-2):
         found = updates(name, Training(learning_rate=rate), 20)
@@ -128,6 +133,21 @@ def test_torch_s_own_would_be_seen() -> None:
         x.grad = torch.tensor(A) * (x.detach() - torch.tensor(B))
         optimizer.step()
         assert np.abs(x.detach().numpy() - GOLDEN[name][0]).max() > 1e-5
+
+
+def test_nadam_is_that_of_torch_with_the_momentum_of_keras() -> None:
+    """The schedule of the momentum is what the two disagree about."""
+    found = {}
+    for decay in (1.0, 4e-3):  # Keras', PyTorch's default
+        x = torch.nn.Parameter(torch.tensor(START))
+        optimizer = torch.optim.NAdam([x], lr=1e-3, eps=1e-7, momentum_decay=decay)
+        for _ in range(5):
+            x.grad = torch.tensor(A) * (x.detach() - torch.tensor(B))
+            optimizer.step()
+        found[decay] = x.detach().numpy()
+    ours = updates("nadam", Training(learning_rate=1e-3))[-1]
+    np.testing.assert_array_equal(ours, found[1.0])
+    assert np.abs(ours - found[4e-3]).max() > 1e-5
 
 
 def test_rate_of_a_single_optimizer_and_momentum() -> None:

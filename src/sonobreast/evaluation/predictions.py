@@ -13,16 +13,26 @@ import pandas as pd
 
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.metrics import Scored
-from sonobreast.records import PREDICTION_COLUMNS, check_version, read_table
+from sonobreast.records import NO_OPTIMIZER, PREDICTION_COLUMNS, check_version, read_table
 
 Key = tuple[str, str]  # architecture, optimizer
 KEYS = ["architecture", "optimizer"]
-OPTIMIZER_TITLES = {"adam": "Adam", "rmsprop": "RMSprop", "sgdm": "SGDM", "sgd": "SGD", "adamw": "AdamW"}
+OPTIMIZER_TITLES = {
+    "adam": "Adam",
+    "rmsprop": "RMSprop",
+    "sgdm": "SGDM",
+    "sgd": "SGD",
+    "adamw": "AdamW",
+    "nadam": "NAdam",
+    NO_OPTIMIZER: "–",
+}
 _TEXT_COLUMNS = ("run", "architecture", "optimizer", "subset", "image", "group", "label", "predicted")
 
 
 def configuration_title(architecture: str, optimizer: str) -> str:
-    """``ResNet50V2 + SGDM``."""
+    """``ResNet50V2 + SGDM``; the architecture alone where no optimizer takes part."""
+    if optimizer == NO_OPTIMIZER:
+        return architecture
     return f"{architecture} + {OPTIMIZER_TITLES.get(optimizer, optimizer)}"
 
 

@@ -1,4 +1,4 @@
-"""Paper names to timm models, and where their pre-trained weights come from: hub, folder or none.
+"""Networks without their classifier, and where their pre-trained weights come from: hub, folder or none.
 
 Weights that do not arrive are an error. Weights that cover a network only in part are counted, and the covered share
 travels with the network to every figure.
@@ -24,19 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sonobreast.errors import SonobreastError, nearest
+from sonobreast.errors import SonobreastError
+from sonobreast.models import networks
+from sonobreast.models.own_networks import NEVER_PRETRAINED, WEIGHTS_OF
 
-# Names of papers, and of ours. Every other name is looked up in timm as it is.
-ALIASES = {
-    "ResNet50V2": "resnetv2_50",
-    "MobileNetV2": "mobilenetv2_100",
-    "DenseNet169": "densenet169",
-    "ResNet-18": "resnet18",
-    "ResNet-50": "resnet50",
-    # timm's smallest networks, for demonstrations and tests
-    "ResNet-mini": "test_resnet",
-    "EfficientNet-mini": "test_efficientnet",
-}
+_RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # licences in timm whose names do not say it
 
 
 Decoder = Literal["unet", "attention"]
@@ -72,7 +64,19 @@ class Coverage:
         if self.source == "none":
             return "no pre-trained weights"
         text = f"{self.share:.0%} of the backbone's parameters pre-trained"
-        return text + (f"; cut after {self.cut_after}" if self.cut_after else "")
+        text += f"; cut after {self.cut_after}" if self.cut_after else ""
+        if forbids_commercial_use(self.licence):
+            text += f"; the licence of these weights forbids commercial use ({self.licence})"
+        return text
+
+
+def forbids_commercial_use(licence: str) -> bool:
+    """Whether a licence's name says so (``cc-by-nc-4.0``, ``...-noncommercial-...``), or its text, as far as known.
+
+    False is no promise: other licences have terms of their own, and whoever ships a model reads them.
+    """
+    words = "".join(c if c.isalnum() else " " for c in licence.lower()).split()
+    return "nc" in words or "noncommercial" in "".join(words) or licence.lower() in _RESEARCH_ONLY
 
 
 class Backbone(nn.Module):
@@ -152,27 +156,20 @@ class Backbone(nn.Module):
 
 
 def timm_name(architecture: str) -> str:
-    """The timm name of an architecture.
-
-    Raises
-    ------
-    SonobreastError
-        If neither the papers nor timm know the name; the nearest ones are named.
-    """
-    architecture = architecture.removeprefix("joint:")
-    by_case = {k.lower(): v for k, v in ALIASES.items()}
-    name = by_case.get(architecture.lower(), architecture)
-    if not timm.is_model(name):
+    """The timm name of an architecture's network; `sonobreast.models.networks.architecture` says names and errors."""
+    found = networks.architecture(architecture)
+    if found.timm_name is None:
         raise SonobreastError(
-            f"no network is called {architecture!r}; {nearest(architecture, [*ALIASES, *timm.list_models()])}",
-            remedy="give one of these names with --set model.architectures=[...]",
+            f"{found.name} is no network: it is fitted on features of the images",
+            remedy="give the name of a network; `sonobreast models` lists them",
         )
-    return name
+    return found.timm_name
 
 
 def decoder_of(architecture: str) -> Decoder | None:
     """The decoder of an architecture that also segments."""
-    return "unet" if architecture.startswith("joint:") else None
+    found = networks.architecture(architecture)
+    return None if found.kind != "joint" else "attention" if found.gates else "unet"
 
 
 def load_backbone(
@@ -183,10 +180,11 @@ def load_backbone(
     Parameters
     ----------
     architecture : str
-        Name of a paper or of timm.
+        See `sonobreast.models.networks.architecture`; prefixes change nothing here.
     weights : str
         ``hub``, ``none``, or a folder with ``NAME.safetensors`` and ``NAME.json`` (keys ``model``, ``mean``, ``std``,
-        ``licence``, ``origin``), named after the timm model.
+        ``licence``, ``origin``), named after the timm model. A network that is never pre-trained
+        (`sonobreast.models.own_networks.NEVER_PRETRAINED`) begins without, unless the folder has a file for it.
     cut_uncovered : bool
         End the network after its last stage that is covered completely.
     image_size : int
@@ -199,11 +197,16 @@ def load_backbone(
         network does not use; an image size the network cannot take.
     """
     name, decoder = timm_name(architecture), decoder_of(architecture)
+    if name in NEVER_PRETRAINED and not (Path(weights) / f"{name}.safetensors").is_file():
+        weights = "none"
     if weights == "hub":
         network, state, card = _from_hub(name)
     else:
         network = fresh_network(name, seed=0)
-        state, card = ({}, _plain_card(network)) if weights == "none" else _from_folder(name, network, Path(weights))
+        known_as = WEIGHTS_OF.get(name, name)
+        state, card = (
+            ({}, _plain_card(network)) if weights == "none" else _from_folder(known_as, network, Path(weights))
+        )
     network.eval()
     missing = _load(network, state, name, card["file"])
     parameters = {k: p.numel() for k, p in network.named_parameters()}
@@ -426,8 +429,9 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 def _from_hub(name: str) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
     constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or _name_service_is_away()
+    known_as = WEIGHTS_OF.get(name, name)
     try:
-        network = timm.create_model(name, pretrained=True, num_classes=0)
+        network = timm.create_model(known_as, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client raises its own, httpx', and the operating system's errors
         reason = str(error).strip().splitlines()
         raise SonobreastError(
@@ -436,7 +440,7 @@ def _from_hub(name: str) -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
             "with --weights none --set model.backbone=finetune",
         ) from error
     card = {**_plain_card(network), "source": "hub"}
-    return network, network.state_dict(), card
+    return network if known_as == name else fresh_network(name, seed=0), network.state_dict(), card
 
 
 def _name_service_is_away() -> bool:

@@ -13,6 +13,7 @@ from sonobreast.config import Recipe
 from sonobreast.data.manifest import Manifest
 from sonobreast.data.store import open_store
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.models.networks import architecture as read_architecture
 from sonobreast.models.zoo import load_backbone
 from sonobreast.records import PREDICTION_COLUMNS, Assignment, Run
 from sonobreast.training.fit import Fold, fold_of
@@ -100,13 +101,21 @@ def train_designs(
     Raises
     ------
     SonobreastError
-        If the recipe trains the backbone, or the weights cover it in part and it is not cut.
+        If the recipe trains a backbone, or the weights cover it in part and it is not cut; for an architecture that is
+        no plain network.
     """
     if recipe.model.backbone != "frozen" or recipe.model.uncovered != "cut":
         raise SonobreastError(
             "many divisions are trained on the features of a frozen backbone only",
             remedy="use a recipe with model.backbone: frozen and model.uncovered: cut",
         )
+    for name in recipe.model.architectures:
+        found = read_architecture(name)
+        if found.kind != "network" or found.mode == "finetune":
+            raise SonobreastError(
+                f"many divisions are trained on the features of a frozen backbone only, and {name} is none",
+                remedy="name plain networks with --set model.architectures=[...]",
+            )
     used = {r.image for d in designs for r in d.rows}
     cases = sorted((c for c in manifest.cases if c.image in used), key=lambda c: c.image)
     classes = recipe.data.classes or tuple(k for k in manifest.counts if any(c.label == k for c in cases))

@@ -1,7 +1,8 @@
 """Optimizers by name, with the update rules and defaults of Keras, which the papers used.
 
 PyTorch's Adam and RMSprop put epsilon elsewhere than Keras 3 does; with gradients near 1e-5 and epsilon 1e-7 that
-changes the first steps visibly, so the two are written out here. SGDM is the same in both for a constant rate.
+changes the first steps visibly, so the two are written out here. SGDM is the same in both for a constant rate. NAdam
+(Dozat 2016) warms its momentum up by 0.96^t in Keras and by 0.96^(0.004 t) in PyTorch; ``nadam`` is Keras'.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, NAdam, Optimizer
 from torch.optim.adam import adam
 
 from sonobreast.config import Training
@@ -83,6 +84,9 @@ OPTIMIZERS: dict[str, Callable[[Parameters, float, float], Optimizer]] = {
     "sgdm": lambda params, rate, momentum: SGD(params, lr=rate, momentum=momentum),
     "sgd": lambda params, rate, _: SGD(params, lr=rate),
     "adamw": lambda params, rate, _: AdamW(params, lr=rate),
+    # m^ = u(t+1) m / (1 - U(t+1)) + (1 - u(t)) g / (1 - U(t)) with u(t) = b1 (1 - 0.96^t / 2), U their product so far;
+    # p -= lr m^ / (sqrt(v / (1 - b2^t)) + eps), as in Keras 3 (`keras.src.optimizers.nadam`).
+    "nadam": lambda params, rate, _: NAdam(params, lr=rate, eps=1e-7, momentum_decay=1.0),
 }
 
 

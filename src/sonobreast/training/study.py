@@ -31,7 +31,8 @@ from sonobreast.evaluation.looks import test_set_of
 from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
 from sonobreast.evaluation.segmentation_summary import read_segmentation
 from sonobreast.evaluation.summary import RESULT_COLUMNS, read_patients, read_predictions, result_row, study_metrics
-from sonobreast.models.zoo import Backbone, decoder_of, load_backbone, timm_name
+from sonobreast.models.networks import check_architectures, recipe_for
+from sonobreast.models.zoo import Backbone, decoder_of, load_backbone
 from sonobreast.records import Assignment, Run, atomic, check_version, read_json, write_json, write_table
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.folder import alone, is_left_over
@@ -119,13 +120,7 @@ def run_study(
     reporter = reporter or Reporter()
     for optimizer in recipe.training.optimizers:
         check_optimizer(optimizer)
-    for architecture in recipe.model.architectures:
-        timm_name(architecture)
-    if weights == "none" and recipe.model.backbone == "frozen":
-        raise SonobreastError(
-            "a frozen backbone without pre-trained weights learns nothing",
-            remedy="give --weights hub or a folder, or train it with --set model.backbone=finetune",
-        )
+    check_architectures(recipe, weights)
     with alone(out):
         reporter.stage("reading images", 0)
         sources = data if isinstance(data, Sources) else Sources(data)
@@ -248,6 +243,7 @@ def _run_architecture(
     runs: Sequence[Run],
     reporter: Reporter,
 ) -> dict[str, str]:
+    recipe = recipe_for(recipe, architecture)
     cut = recipe.model.backbone == "frozen" and recipe.model.uncovered == "cut"
     backbone = load_backbone(architecture, weights, cut_uncovered=cut, image_size=recipe.preprocess.size)
     licence = "" if weights == "none" else f" (licence of the weights: {backbone.coverage.licence})"
