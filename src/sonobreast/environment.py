@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ def available_memory() -> int:
 def record() -> dict[str, Any]:
     """A description of this machine and environment for ``environment.json``.
 
-    Names no user, host or path. The git state is that of the package's own source tree and absent for an installed
-    package.
+    Names no user, host or path. The git state is that of the package's own source tree when this process first asked,
+    and absent for an installed package.
     """
     content: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -78,6 +79,7 @@ def record() -> dict[str, Any]:
     return content
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -96,6 +98,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def _git_state(folder: Path) -> dict[str, Any] | None:
     def git(*arguments: str) -> str:
         done = subprocess.run(
