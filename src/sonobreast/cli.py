@@ -323,6 +323,42 @@ def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: b
 
 
 @app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of a study.")],
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables, figures and report.html.")],
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
+    ] = None,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Go on where images are also in the study's own set.")
+    ] = False,
+    exclude: Exclude = None,
+    groups: Groups = None,
+    strict: Strict = False,
+    no_images: NoImages = False,
+) -> None:
+    """Judge a frozen model on another hospital's images: figures beside the study's own, subgroups, recalibration."""
+    from sonobreast.data.cohort import Sources
+
+    with Progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.inspection.evaluate import evaluate_runs
+
+        report = evaluate_runs(
+            runs,
+            Sources(data, groups, exclude, None, strict),
+            out,
+            configuration=configuration,
+            allow_overlap=allow_overlap,
+            images=not no_images,
+            progress=staged(stage, advance),
+            say=say,
+        )
+    say_report(report)
+
+
+@app.command()
 def compare(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
     a: Annotated[str | None, typer.Argument(metavar="[A]", help="Configuration, such as ResNet50V2-adam.")] = None,

@@ -1,0 +1,1 @@
+"""A trained model and images: what it says, and on whom it holds."""

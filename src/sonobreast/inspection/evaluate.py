@@ -1,0 +1,246 @@
+"""A study's frozen model on the images of another hospital: tables and a page."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sonobreast.config import dump_yaml
+from sonobreast.data import groups as group_files
+from sonobreast.data import manifest as manifests
+from sonobreast.data.cohort import Cohort, Sources, gather
+from sonobreast.data.masks_out import predicted_mask_file, true_mask, write_mask
+from sonobreast.environment import record
+from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.external import analyse, averaged
+from sonobreast.evaluation.external_page import write as write_report
+from sonobreast.evaluation.predictions import read_predictions
+from sonobreast.evaluation.segmentation import mask_row
+from sonobreast.evaluation.segmentation_summary import read_segmentation, segmentation_metrics
+from sonobreast.inspection.predict import Predicted, predict
+from sonobreast.records import (
+    LESION_CLASSES,
+    PREDICTION_COLUMNS,
+    SEGMENTATION_COLUMNS,
+    Case,
+    atomic,
+    read_table,
+    write_json,
+    write_table,
+)
+from sonobreast.training.fit import is_finished, read_config
+from sonobreast.training.folder import alone, refuse_foreign
+
+_KIND = "external evaluation"
+Progress = Callable[[str, int, int], None]
+
+
+def find_runs(given: Sequence[Path], configuration: str | None) -> list[Path]:
+    """Run folders: those that were given, or all of one configuration of a study's folder.
+
+    Raises
+    ------
+    SonobreastError
+        If there is no finished run, or a study has several configurations and none is named.
+    """
+    runs: list[Path] = []
+    for folder in given:
+        if is_finished(folder):
+            runs.append(folder)
+            continue
+        inside = sorted(p for p in (folder / "runs").glob("*") if is_finished(p)) if folder.is_dir() else []
+        if not inside:
+            raise SonobreastError(
+                "this is neither a finished run nor a study with finished runs",
+                file=folder,
+                remedy="give OUT/runs/<id>, or OUT of a study",
+            )
+        of: dict[str, list[Path]] = {}
+        for run in inside:
+            settings = read_config(run)["run"]
+            of.setdefault(f"{settings['architecture']}-{settings['optimizer']}", []).append(run)
+        if configuration is None and len(of) > 1:
+            raise SonobreastError(
+                f"the study has {len(of)} configurations: {', '.join(of)}",
+                file=folder,
+                remedy="name one with --configuration, or give the folders of its runs",
+            )
+        name = configuration or next(iter(of))
+        if name not in of:
+            raise SonobreastError(
+                f"the study has no configuration {name}; it has {', '.join(of)}",
+                file=folder,
+                remedy="name one of these",
+            )
+        runs += of[name]
+    return runs
+
+
+def evaluate_runs(
+    given: Sequence[Path],
+    sources: Sources,
+    out: Path,
+    *,
+    configuration: str | None = None,
+    allow_overlap: bool = False,
+    images: bool = True,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Predict the images of another set with frozen runs and compare with the study's own test images.
+
+    Parameters
+    ----------
+    given : sequence of Path
+        Run folders, or the folder of a study (all runs of one configuration, averaged).
+    sources : Sources
+        The other set.
+    out : Path
+        Gets ``manifest.csv``, ``groups.csv``, ``predictions.csv``, ``external.json``, ``report.html``, and
+        ``segmentation.csv`` with ``masks/`` where the runs segment.
+    configuration : str or None
+        Of a study: architecture and optimizer, such as ``MobileNetV2-adam``.
+    allow_overlap : bool
+        Go on where images are also in the study's own set.
+    images : bool
+        Write predicted masks, which show where lesions are.
+    progress, say
+        As elsewhere.
+
+    Returns
+    -------
+    Path
+        Of ``report.html``.
+
+    Raises
+    ------
+    SonobreastError
+        If runs or images cannot be used; labels that are no classes of the model nor known ones; overlap.
+    """
+    tell, speak = progress or (lambda stage, done, total: None), say or (lambda text: None)
+    runs = find_runs(given, configuration)
+    classes = tuple(str(c) for c in read_config(runs[0])["classes"])
+    with alone(out):
+        refuse_foreign(out, _KIND)
+        cohort = gather(sources, progress=tell)
+        cases = sorted(cohort.manifest.cases, key=lambda c: c.image)
+        _check_labels(cases, classes, cohort.manifest.root)
+        shared = _same_files(cases, runs)
+        if shared and not allow_overlap:
+            raise SonobreastError(
+                f"{len(shared)} of {len(cases)} images are also in the study's own set, first {shared[0]}: figures on "
+                "them say nothing about another hospital",
+                file=sources.data,
+                remedy="leave them out with --exclude, or accept them with --allow-overlap",
+            )
+        if shared:
+            speak(f"warning: {len(shared)} of {len(cases)} images are also in the study's own set")
+        with atomic(out / "config.yaml") as stream:
+            stream.write(dump_yaml({"schema_version": 1, "kind": _KIND, "runs": [run.name for run in runs]}))
+        of_masks: list[dict[str, Any]] = []
+
+        def take_mask(i: int, mask: NDArray[np.bool_]) -> None:
+            if images:
+                write_mask(predicted_mask_file(out / "masks", cases[i].image), mask)
+            of_masks.append(mask_row(mask, true_mask(cohort.manifest.root, cases[i]), cases[i].spacing_mm))
+
+        predicted = predict(runs, cohort.manifest.root, cases, take_mask=take_mask, progress=tell)
+        table = _table(cases, predicted, cohort)
+        own = pd.concat([read_predictions(run / "predictions.csv") for run in runs])
+        internal = averaged(own[own["subset"] == "test"])
+        tell("figures", 0, 0)
+        found = analyse(table, internal, averaged(own[own["subset"] == "validation"]))
+        manifests.write(out / "manifest.csv", cohort.manifest)
+        group_files.write(out / "groups.csv", cohort.members)
+        shown = table[["image", "group", "label", "predicted", *(f"p_{c}" for c in classes)]].to_dict("records")
+        rows = [{**_row(runs), **{str(k): v for k, v in r.items()}} for r in shown]
+        write_table(out / "predictions.csv", (*PREDICTION_COLUMNS, *(f"p_{c}" for c in classes)), rows)
+        masks = None
+        if of_masks:
+            both = ({**{c: r[c] for c in PREDICTION_COLUMNS}, **m} for r, m in zip(rows, of_masks, strict=True))
+            write_table(out / "segmentation.csv", SEGMENTATION_COLUMNS, both)
+            masks = segmentation_metrics(read_segmentation(out / "segmentation.csv"))
+        about = {
+            "runs": [run.name for run in runs],
+            "model": _model(runs),
+            "name": "+".join(sorted({c.source for c in cases})),
+            "images": len(cases),
+            "left_out": len(cohort.left_out),
+            "shared": len(shared),
+            "fingerprint": cohort.manifest.fingerprint,
+            "simulated": any(c.source == "phantom" for c in cases),
+        }
+        content = {"about": about, **found, "segmentation": masks, "environment": record()}
+        write_json(out / "external.json", content)
+        return write_report(out, content)
+
+
+def _check_labels(cases: Sequence[Case], classes: Sequence[str], root: Path) -> None:
+    known = {*classes, *LESION_CLASSES}
+    unknown = sorted({c.label for c in cases} - known)
+    if unknown:
+        raise SonobreastError(
+            f"labels that the model does not know: {', '.join(unknown[:5])}; it knows {', '.join(sorted(known))}",
+            file=root,
+            remedy="say which class each label is with --labels CSV (columns label, class); none is guessed",
+        )
+
+
+def _same_files(cases: Sequence[Case], runs: Sequence[Path]) -> list[str]:
+    """Images whose bytes are also those of an image of the study."""
+    own: set[str] = set()
+    for study in {run.parent.parent for run in runs}:
+        if (study / "manifest.csv").is_file():
+            own |= {r["sha256"] for r in read_table(study / "manifest.csv", ("sha256",))}
+    return [c.image for c in cases if c.sha256 in own]
+
+
+def _table(cases: Sequence[Case], predicted: Predicted, cohort: Cohort) -> pd.DataFrame:
+    """One row an image: prediction, and what the subgroups need."""
+    rows = []
+    for case, p in zip(cases, predicted.probability, strict=True):
+        truth = true_mask(cohort.manifest.root, case) if case.masks else None
+        rows.append(
+            {
+                "image": case.image,
+                "group": case.group,
+                "label": case.label,
+                "predicted": predicted.classes[int(p.argmax())],
+                **{f"p_{c}": float(v) for c, v in zip(predicted.classes, p, strict=True)},
+                "site": case.extra.get("site", case.source),
+                "device": case.extra.get("device", ""),
+                "birads": case.extra.get("birads", ""),
+                "spacing_mm": case.spacing_mm,
+                "lesion_px": None if truth is None else int(truth.sum()),
+                "image_px": case.width * case.height,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _row(runs: Sequence[Path]) -> dict[str, Any]:
+    """The run columns of the tables: the first run's configuration, named after all of them."""
+    first = read_config(runs[0])["run"]
+    named = "+".join(run.name for run in runs)
+    short = named if len(runs) == 1 else f"{len(runs)}-runs-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
+    return {
+        "run": short,
+        "architecture": first["architecture"],
+        "optimizer": first["optimizer"],
+        "repeat": 0,
+        "fold": 0,
+        "seed": 0,
+        "subset": "test",
+    }
+
+
+def _model(runs: Sequence[Path]) -> str:
+    first = read_config(runs[0])["run"]
+    name = f"{first['architecture']} + {first['optimizer']}"
+    return name if len(runs) == 1 else f"{name}, mean of {len(runs)} runs"
