@@ -348,7 +348,7 @@ def sentences(found: Mapping[str, Any], name: str) -> list[str]:
 def _gap(drop: Mapping[str, Any]) -> str:
     if drop["low"] is None or drop["low"] != drop["low"]:
         return ""
-    size = f"{drop['estimate']:+.3f} (95 % interval {drop['low']:+.3f} to {drop['high']:+.3f})"
+    size = f"{drop['estimate']:+.3f} (95 % interval {drop['low']:+.3f} to {drop['high']:+.3f})".replace("-", "−")
     if drop["low"] > 0:
         return f"It loses: internal minus external is {size}."
     if drop["high"] < 0:
@@ -361,7 +361,7 @@ def _with(figure: Mapping[str, Any], percent: bool = False) -> str:
     if estimate is None or estimate != estimate:
         return "– (not defined)"
     factor, digits = (100.0, 1) if percent else (1.0, 3)
-    unit = " %" if percent else ""
+    unit = "\u00a0%" if percent else ""
     if low is None or low != low:
         return f"{factor * estimate:.{digits}f}{unit} (no interval)"
-    return f"{factor * estimate:.{digits}f}{unit} ({factor * low:.{digits}f}-{factor * high:.{digits}f})"
+    return f"{factor * estimate:.{digits}f}{unit} ({factor * low:.{digits}f}–{factor * high:.{digits}f})"

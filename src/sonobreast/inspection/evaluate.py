@@ -20,7 +20,7 @@ from sonobreast.environment import record
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.external import analyse, averaged
 from sonobreast.evaluation.external_page import write as write_report
-from sonobreast.evaluation.predictions import read_predictions
+from sonobreast.evaluation.predictions import configuration_title, read_predictions
 from sonobreast.evaluation.segmentation import mask_row
 from sonobreast.evaluation.segmentation_summary import read_segmentation, segmentation_metrics
 from sonobreast.inspection.predict import Predicted, predict
@@ -242,5 +242,5 @@ def _row(runs: Sequence[Path]) -> dict[str, Any]:
 
 def _model(runs: Sequence[Path]) -> str:
     first = read_config(runs[0])["run"]
-    name = f"{first['architecture']} + {first['optimizer']}"
+    name = configuration_title(first["architecture"], first["optimizer"])
     return name if len(runs) == 1 else f"{name}, mean of {len(runs)} runs"

@@ -1,0 +1,127 @@
+"""A frozen run on other images: what it wrote of its own images comes out again, and nothing is guessed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tests.fake import tiny_recipe, write_busi
+
+from sonobreast.data.cohort import Sources
+from sonobreast.errors import SonobreastError
+from sonobreast.inspection.evaluate import evaluate_runs, find_runs
+from sonobreast.records import read_json, read_table
+from sonobreast.training.study import run_study
+
+
+@pytest.fixture(scope="module")
+def study(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A study of a frozen network, of two optimizers, and of one that segments; with its data."""
+    base = tmp_path_factory.mktemp("evaluate")
+    data = write_busi(base / "own")
+    out = base / "study"
+    recipe = tiny_recipe(
+        {
+            "data.subsample": None,
+            "split": {"kind": "kfold", "folds": 2, "validation": 0.3},
+            "model.architectures": ["frozen:test_resnet", "joint:test_resnet"],
+            "model.backbone": "finetune",
+            "segmentation": {"channels": [8, 8, 8], "shortcuts": 8},
+            "training.epochs": 2,
+            "training.optimizers": ["adam"],
+        }
+    )
+    run_study(recipe, data, str(tiny_weights), out, images=False)
+    return out, data
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_busi(tmp_path_factory.mktemp("other") / "data", seed=77)
+
+
+def evaluated(study: Path, data: Path, out: Path, **options: object) -> Path:
+    return evaluate_runs([study], Sources(data), out, **options)  # type: ignore[arg-type]
+
+
+def test_a_run_says_the_same_of_its_own_images_again(study: tuple[Path, Path], tmp_path: Path) -> None:
+    out, data = study
+    [run, *_] = find_runs([out], "joint:test_resnet-adam")
+    evaluate_runs([run], Sources(data), tmp_path / "e", allow_overlap=True)
+    before = pd.DataFrame(read_table(run / "predictions.csv")).set_index("image")
+    after = pd.DataFrame(read_table(tmp_path / "e" / "predictions.csv")).set_index("image")
+    both = before.join(after.add_suffix("_again"))
+    assert len(after) == len(before)
+    for c in ("benign", "malignant", "normal"):
+        gap = (both[f"p_{c}"].astype(float) - both[f"p_{c}_again"].astype(float)).abs()
+        assert gap.max() < 1e-5
+    masks = pd.DataFrame(read_table(run / "segmentation.csv")).set_index("image")
+    again = pd.DataFrame(read_table(tmp_path / "e" / "segmentation.csv")).set_index("image").loc[masks.index]
+    area, second = (t["predicted_area_px"].astype(float) for t in (masks, again))
+    assert ((area - second).abs() <= 0.01 * area.clip(lower=100)).all()
+
+
+def test_another_set_gets_tables_and_a_page(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
+    page = evaluated(study[0], other, tmp_path / "e", configuration="joint:test_resnet-adam")
+    text = page.read_text()
+    assert "Research use only" in text
+    assert "mean of 2 runs" in text
+    content = read_json(tmp_path / "e" / "external.json")
+    assert content["about"]["shared"] == 0
+    assert content["segmentation"]["images"]["lesion"] > 0
+    rows = read_table(tmp_path / "e" / "predictions.csv")
+    assert len({r["image"] for r in rows}) == len(rows) == content["external"]["images"]
+    assert all((tmp_path / "e" / "masks" / Path(r["image"]).with_suffix(".png")).is_file() for r in rows)
+
+
+def test_no_images_leaves_the_masks_out(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
+    evaluated(study[0], other, tmp_path / "e", configuration="joint:test_resnet-adam", images=False)
+    assert not (tmp_path / "e" / "masks").exists()
+    assert (tmp_path / "e" / "segmentation.csv").is_file()
+
+
+def test_images_of_the_study_are_refused(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
+    out, own = study
+    mixed = tmp_path / "mixed"
+    shutil.copytree(other, mixed)
+    shutil.copy(own / "benign" / "benign (1).png", mixed / "benign" / "benign (91).png")
+    with pytest.raises(SonobreastError, match=r"1 of .* also in the study's own set") as caught:
+        evaluated(out, mixed, tmp_path / "e", configuration="frozen:test_resnet-adam")
+    assert "benign (91).png" in caught.value.what
+    assert "--allow-overlap" in str(caught.value.remedy)
+    said: list[str] = []
+    page = evaluated(
+        out, mixed, tmp_path / "e", configuration="frozen:test_resnet-adam", allow_overlap=True, say=said.append
+    )
+    assert "also in the study's own set" in page.read_text()
+    assert any("1 of" in s for s in said)
+
+
+def test_a_configuration_has_to_be_named(study: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(SonobreastError, match="2 configurations"):
+        find_runs([study[0]], None)
+    with pytest.raises(SonobreastError, match="no configuration ResNet"):
+        find_runs([study[0]], "ResNet")
+    with pytest.raises(SonobreastError, match="neither a finished run"):
+        find_runs([tmp_path], None)
+    assert len(find_runs([study[0]], "frozen:test_resnet-adam")) == 2
+
+
+def test_labels_are_not_guessed(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
+    data = tmp_path / "unknown"
+    shutil.copytree(other, data)
+    (data / "malignant").rename(data / "carcinoma")
+    for file in (data / "carcinoma").iterdir():
+        file.rename(file.with_name(file.name.replace("malignant", "carcinoma")))
+    with pytest.raises(SonobreastError, match="carcinoma") as caught:
+        evaluated(study[0], data, tmp_path / "e", configuration="frozen:test_resnet-adam")
+    assert "--labels" in str(caught.value.remedy)
+
+
+def test_a_folder_with_other_things_is_left_alone(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "thesis.txt").write_text("mine")
+    with pytest.raises(SonobreastError, match="not empty"):
+        evaluated(study[0], other, tmp_path / "e", configuration="frozen:test_resnet-adam")
