@@ -64,3 +64,36 @@ def without(table: pd.DataFrame, **where: object) -> pd.DataFrame:
     for column, value in where.items():
         hit &= table[column] == value
     return table[~hit]
+
+
+def masks(table: pd.DataFrame, *, noise: int = 0, skill: float = 0.8, spacing: float | None = None) -> pd.DataFrame:
+    """Predicted masks of the test rows of `predictions`: normal images are empty, one lesion in seven is not outlined.
+
+    Areas and which images are outlined are drawn from the image's name, Dice and misses from ``noise`` as well.
+    """
+    test = table[table["subset"] == "test"].reset_index(drop=True)
+    rows = []
+    for row in test.itertuples():
+        number = int(str(row.image).split()[-1])
+        fixed = np.random.default_rng(number)
+        drawn = np.random.default_rng([number, int(row.repeat), int(row.seed), noise])  # type: ignore[arg-type]
+        truth = "empty" if row.label == "normal" else "unknown" if number % 7 == 3 else "lesion"
+        true_area = {"empty": 0.0, "lesion": float(fixed.integers(100, 2000))}.get(truth, np.nan)
+        overlap = float(np.clip(drawn.normal(skill, 0.15), 0.05, 1)) if drawn.random() < 0.85 else 0.0
+        area = int(drawn.integers(50, 900)) if overlap and (truth != "empty" or drawn.random() < 0.4) else 0
+        found = truth == "lesion" and area > 0
+        distance = 40 * (1.05 - overlap) if found else np.nan
+        rows.append(
+            {
+                "truth": truth,
+                "true_area_px": true_area,
+                "predicted_area_px": area,
+                "dice": overlap if truth == "lesion" else np.nan,
+                "iou": overlap / (2 - overlap) if truth == "lesion" else np.nan,
+                "hd95_px": distance,
+                "hd95_mm": distance * spacing if spacing is not None and number % 2 else np.nan,
+                "false_positive_share": area / 10_000 if truth == "empty" else np.nan,
+            }
+        )
+    kept = test[[c for c in test.columns if not c.startswith("p_") and c != "schema_version"]]
+    return pd.concat([kept, pd.DataFrame(rows)], axis=1).assign(schema_version=1)

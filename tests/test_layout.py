@@ -56,9 +56,10 @@ def test_no_torch_in_memory_after_import(module: str) -> None:
     assert "torch" not in loaded_by(f"sonobreast.{module}")
 
 
-def test_the_base_install_is_enough_for_preprocessing() -> None:
+@pytest.mark.parametrize("module", ["preprocess", "masks_out"])
+def test_the_base_install_is_enough_for_preprocessing(module: str) -> None:
     heavy = {"torch", "pandas", "scipy", "sklearn", "skimage", "matplotlib", "statsmodels"}
-    assert not heavy & loaded_by("sonobreast.data.preprocess")
+    assert not heavy & loaded_by(f"sonobreast.data.{module}")
 
 
 def test_the_command_line_starts_light() -> None:

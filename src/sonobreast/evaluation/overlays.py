@@ -136,8 +136,9 @@ def overlays_plot(overlays: Sequence[Overlay], title: str) -> Figure:
             for axis, overlay in zip(line, shown, strict=False):
                 _draw(axis, overlay)
             line[0].set_ylabel(_row_title(kind), fontsize=10)
-        figure.suptitle(title, fontsize=10.5)
         figure.legend(
+            title=title,
+            title_fontsize=10.5,
             handles=[
                 Line2D([], [], color=colour, ls=style, lw=2.0, label=label)
                 for (colour, style), label in ((_TRUE, "true outline"), (_PREDICTED, "predicted outline"))

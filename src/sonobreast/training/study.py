@@ -420,6 +420,8 @@ def collect(out: Path, runs: Sequence[Run] | None = None) -> int:
     if drawn:
         _join(drawn, out / "segmentation.csv")
         masks = read_segmentation(out / "segmentation.csv")
+    else:
+        (out / "segmentation.csv").unlink(missing_ok=True)  # of runs that are gone
     metrics = study_metrics(read_predictions(out / "predictions.csv"), read_patients(out / "manifest.csv"), masks)
     write_json(out / "metrics.json", metrics)
     return len(finished)
