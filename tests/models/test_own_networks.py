@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_stages_cover_the_network_in_order(name: str) -> None:
     network = timm.create_model(name, num_classes=0)
     count = len(stages(network))
     sets = [set(tensors_of_last_stages(network, n)) for n in range(1, count + 1)]
-    assert all(a < b for a, b in zip(sets, sets[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(sets))
     assert sets[-1] == set(network.state_dict())
 
 
@@ -108,7 +109,7 @@ def test_separable_network_is_counted_by_hand() -> None:
     network = timm.create_model("dscnet_fc", num_classes=0)
     widths = (32, 64, 128, 256, 512)
     expected = 27 * 32 + 2 * 32 + (512 + 1) * 256 + (256 + 1) * 128
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         expected += 9 * a + a * b + 2 * (a + b)  # depth-wise, point-wise, two norms
     assert sum(p.numel() for p in network.parameters()) == expected
     spatial = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]

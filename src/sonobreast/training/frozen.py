@@ -25,6 +25,7 @@ from sonobreast.data.mapped import Mapped
 from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import scale, scaling_constants
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.models.classical import Kept
 from sonobreast.models.forward import Forward, frozen_forward, has_bfloat16
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
@@ -121,6 +122,8 @@ class Fitted:
         For this run alone; the shared features are not in it.
     precision : str or None
         Of the training steps of a fine-tuned network; None where only a head was trained.
+    estimator : Kept or None
+        In place of ``state``, what scikit-learn fitted; such a fit has no epochs.
     """
 
     state: dict[str, Tensor]
@@ -129,6 +132,7 @@ class Fitted:
     probability: NDArray[np.float32]
     seconds: float
     precision: str | None = None
+    estimator: Kept | None = None
 
 
 def number_of_views(recipe: Recipe) -> int:
