@@ -242,3 +242,16 @@ def test_ours_must_name_a_setting() -> None:
 def test_recipes_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_recipe("aulia2026").training.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("[frozen: MobileNetV2, 'finetune:MobileNetV2']", ("frozen:MobileNetV2", "finetune:MobileNetV2")),
+        ("[frozen:]", ("frozen:",)),
+        ("[ResNet-18, {joint: resnet18}]", ("ResNet-18", "joint:resnet18")),
+    ],
+)
+def test_a_prefix_may_be_followed_by_a_space(text: str, meant: tuple[str, ...]) -> None:
+    recipe = load_recipe("aulia2026", [f"model.architectures={text}"])
+    assert recipe.model.architectures == meant
