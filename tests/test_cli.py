@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 import signal
@@ -498,3 +499,26 @@ def test_leakage_and_draws_from_the_command_line(copies: Path, tiny_weights: Pat
     one = ["--set", "training.optimizers=[adam]"]
     assert call("study", "reproduce", "aulia2026", "--draws", 2, "--out", tmp_path / "d", *common, *one) == 0
     assert "2 draws" in (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("models", "LeNet", "test_vit", "RandomForest", "--weights", "none") == 0
+    shown = capsys.readouterr().out
+    assert "0.06 M" in shown
+    assert "test_vit, RandomForest" not in shown
+    assert "test_vit: cannot segment: a decoder needs 3 feature maps" in shown
+    assert "test_vit: images of 160 px only" in shown
+    assert call("models", "--json", "LeNet") == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["timm_name"] == "lenet_modified"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("LeNt", "did you mean LeNet"), ("frozen:", "prefix without the name"), ("frozen:RandomForest", "no backbone")],
+)
+def test_a_name_that_means_nothing_is_said(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("models", name) == 1
+    assert said in capsys.readouterr().err
+    assert call("train", "--data", ".", "--out", "unused", "--architecture", name) == 1
+    assert said in capsys.readouterr().err
+    assert not Path("unused").exists()

@@ -242,3 +242,32 @@ def test_ours_must_name_a_setting() -> None:
 def test_recipes_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_recipe("aulia2026").training.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("[frozen: MobileNetV2, 'finetune:MobileNetV2']", ("frozen:MobileNetV2", "finetune:MobileNetV2")),
+        ("[frozen:]", ("frozen:",)),
+        ("[ResNet-18, {joint: resnet18}]", ("ResNet-18", "joint:resnet18")),
+    ],
+)
+def test_a_prefix_may_be_followed_by_a_space(text: str, meant: tuple[str, ...]) -> None:
+    recipe = load_recipe("aulia2026", [f"model.architectures={text}"])
+    assert recipe.model.architectures == meant
+
+
+def test_the_recipes_of_networks_name_networks_that_can_be_trained() -> None:
+    from sonobreast.models.networks import architecture, check_architectures, recipe_for
+
+    for name in ("transfer", "csanet", "comparators"):
+        recipe = load_recipe(name)
+        check_architectures(recipe, "hub")
+        assert recipe.split.grouping == "group"
+        assert recipe.head.init == "torch"  # other starts take short trainings long to leave
+    transfer = load_recipe("transfer")
+    assert [recipe_for(transfer, a).model.backbone for a in transfer.model.architectures] == ["frozen", "finetune"]
+    assert load_recipe("csanet").training.optimizers == ("nadam",)
+    compared = [architecture(a) for a in load_recipe("comparators").model.architectures]
+    assert {a.kind for a in compared} == {"network", "classical"}
+    assert len(compared) == 20

@@ -15,6 +15,7 @@ from sonobreast.screen import (
     print_audit,
     print_comparison,
     print_manifest,
+    print_models,
     print_results,
     reporter,
     say_report,
@@ -392,6 +393,28 @@ def compare(
     if out is not None:
         comparison_text.write(out, family)
         console().print(f"wrote {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these; also any timm name.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", help="Where weights are looked for: hub (its cache), a folder, or none.")
+    ] = "hub",
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """List the networks: size, paper, licence, weights at hand, and what each can do."""
+    with Progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.models import listing
+
+        found = listing.list_models(names or (), weights, staged(stage, advance))
+    if as_json:
+        typer.echo(listing.as_json(found))
+    else:
+        print_models(found)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from sonobreast.errors import SonobreastError, nearest
 
@@ -178,6 +178,17 @@ class Model(Settings):
     cut_norm: Literal["standardise", "none"] = "standardise"
     batch_norm: Literal["inference", "train"] = "inference"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @field_validator("architectures", mode="before")
+    @classmethod
+    def _prefix_with_a_space(cls, value: Any) -> Any:
+        """YAML reads ``frozen: NAME`` and ``frozen:`` as mappings; a prefix is meant."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [
+            ":".join(f"{k}:{'' if v is None else v}" for k, v in name.items()) if isinstance(name, dict) else name
+            for name in value
+        ]
 
 
 class Segmentation(Settings):

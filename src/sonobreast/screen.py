@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sonobreast.data.audit import Audit
     from sonobreast.data.manifest import Manifest
     from sonobreast.evaluation.comparison import Family
+    from sonobreast.models.listing import Listed
     from sonobreast.training.study import Reporter
 
 
@@ -230,6 +231,50 @@ def print_comparison(family: Family) -> None:
             screen.print(note, highlight=False, markup=False, soft_wrap=True)
     for sentence in comparison_text.sentences(family):
         screen.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_models(listed: Sequence[Listed]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = 160
+    table = Table(title="networks by name; any other name of timm can be given, too", title_justify="left")
+    for name in ("name", "network in timm", "parameters", "MACs", "weights", "their licence", "segments", "paper"):
+        table.add_column(name, justify="right" if name in ("parameters", "MACs") else "left", no_wrap=name == "name")
+    for m in listed:
+        table.add_row(
+            escape(m.name),
+            m.timm_name or "–",
+            "–" if m.parameters is None else f"{m.parameters / 1e6:.2f} M",
+            "–" if m.macs is None else f"{m.macs / 1e9:.2f} G" + ("" if m.size_px == 224 else f" ({m.size_px} px)"),
+            m.weights,
+            escape(m.licence) + (", not for commercial use" if m.non_commercial else ""),
+            "always" if m.kind == "joint" else "joint:" if m.segment.possible else "no",
+            escape(m.paper),
+            style="yellow" if m.non_commercial else None,
+        )
+    screen.print(table)
+    notes = [
+        "Parameters and MACs (multiplications with addition, one image of 224 px) are those of the backbone, without "
+        "classifier and decoder. joint: before a name gives a network that classifies and segments.",
+        *_together("cannot segment: ", ((m.name, m.segment.why_not) for m in listed)),
+        *_together("cannot classify: ", ((m.name, m.classify.why_not) for m in listed)),
+        *_together("", ((m.name, f"images of {m.size_px} px only" if m.only_size else "") for m in listed)),
+        *(f"{m.name}: {m.remark}." for m in listed if m.remark),
+    ]
+    for note in notes:
+        screen.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def _together(what: str, reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """One sentence a reason, with all names that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons:
+        if why:
+            names.setdefault(why, []).append(name)
+    return [f"{', '.join(found)}: {what}{why}." for why, found in names.items()]
 
 
 def say_report(report: Path) -> None:

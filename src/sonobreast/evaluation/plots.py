@@ -147,13 +147,17 @@ def comparison_plot(frame: pd.DataFrame, chance: float | None = None) -> Figure:
     """Test accuracies side by side with their 95 % intervals (Figure 14 of Aulia 2026)."""
     architectures = list(dict.fromkeys(frame["architecture"]))
     optimizers = list(dict.fromkeys(frame["optimizer"]))
-    width = 0.8 / len(optimizers)
+    present = {a: list(frame.loc[frame["architecture"] == a, "optimizer"]) for a in architectures}
+    width = 0.8 / max(len(found) for found in present.values())
     figure, axes = _figure(max(5.0, 1.3 + 1.05 * len(frame)), 3.6)
     axis = axes[0, 0]
     hatches = ("", "//", "..", "xx", "\\\\", "++")
     for j, optimizer in enumerate(optimizers):
         part = frame[frame["optimizer"] == optimizer]
-        x = [architectures.index(a) + (j - (len(optimizers) - 1) / 2) * width for a in part["architecture"]]
+        x = [
+            architectures.index(a) + (present[a].index(optimizer) - (len(present[a]) - 1) / 2) * width
+            for a in part["architecture"]
+        ]
         y = part["accuracy"].to_numpy()
         axis.bar(
             x,
@@ -353,7 +357,10 @@ def draw_study(
     if pairs:
         compared = metrics["comparisons"]["metrics"]
         figures["differences"] = lambda: differences_plot(differences_frame(pairs, compared))
-    for (architecture, optimizer), runs in histories.items():
+    for (architecture, optimizer), all_runs in histories.items():
+        runs = {name: history for name, history in all_runs.items() if len(history)}
+        if not runs:
+            continue  # fitted without epochs
         figures[curves_name(architecture, optimizer)] = lambda a=architecture, o=optimizer, r=runs: curves_plot(  # type: ignore[misc]
             curves_frame(r), configuration_title(a, o), {k: best_epochs[k] for k in r}
         )

@@ -24,7 +24,7 @@ OPTIMIZER_TITLES = {
     "sgd": "SGD",
     "adamw": "AdamW",
     "nadam": "NAdam",
-    NO_OPTIMIZER: "–",
+    NO_OPTIMIZER: "no optimizer",
 }
 _TEXT_COLUMNS = ("run", "architecture", "optimizer", "subset", "image", "group", "label", "predicted")
 

@@ -32,7 +32,7 @@ from sonobreast.evaluation.segmentation_report import overlay_pictures, segmenta
 from sonobreast.evaluation.segmentation_summary import read_segmentation
 from sonobreast.evaluation.summary import is_complete, study_metrics
 from sonobreast.page import write_page
-from sonobreast.records import SUBSETS, atomic, check_version, read_json, read_table, write_json
+from sonobreast.records import NO_OPTIMIZER, SUBSETS, atomic, check_version, read_json, read_table, write_json
 
 # Figures that show images of the data set; they are drawn while the study runs and left out with --no-images.
 PICTURES = ("samples", "augmentation")
@@ -240,8 +240,8 @@ def _configuration(c: Mapping[str, Any], study: Study) -> dict[str, Any]:
         "optimizer_title": OPTIMIZER_TITLES.get(optimizer, optimizer),
         "coverage": mine["coverage"].iloc[0],
         "pretrained": float(mine["pretrained_share"].iloc[0]),
-        "epochs": _span(mine["epochs"].astype(float)),
-        "best_epoch": _span(mine["best_epoch"].astype(float)),
+        "epochs": "–" if optimizer == NO_OPTIMIZER else _span(mine["epochs"].astype(float)),
+        "best_epoch": "–" if optimizer == NO_OPTIMIZER else _span(mine["best_epoch"].astype(float)),
         "seconds": float(mine["seconds"].astype(float).sum()),
         "printed": plots.published_accuracies(paper, architecture, optimizer),
         "printed_classes": None if paper is None else published.table4(paper, architecture, optimizer),

@@ -74,13 +74,15 @@ NETWORKS: tuple[Entry, ...] = (
     Entry("DenseNet169", "densenet169", _DENSENET),
     Entry("DenseNet201", "densenet201", _DENSENET),
     Entry("VGG16", "vgg16", "Simonyan and Zisserman 2014, arXiv:1409.1556", "with its two dense layers of 4,096"),
-    Entry("InceptionV3", "inception_v3", "Szegedy 2015, arXiv:1512.00567", "made for 299 px; takes 75 px or more"),
+    Entry(
+        "InceptionV3", "inception_v3", "Szegedy 2015, arXiv:1512.00567", "made for 299 px; takes any size from 75 px"
+    ),
     Entry("GoogLeNet", "googlenet_tv", "Szegedy 2014, arXiv:1409.4842", "torchvision's, without auxiliary heads"),
     Entry("ResNeXt50", "resnext50_32x4d", "Xie 2016, arXiv:1611.05431"),
     Entry("DarkNet-53", "darknet53", "Redmon and Farhadi 2018, arXiv:1804.02767"),
-    Entry("Xception", "legacy_xception", "Chollet 2016, arXiv:1610.02357", "made for 299 px; takes other sizes"),
+    Entry("Xception", "legacy_xception", "Chollet 2016, arXiv:1610.02357", "made for 299 px; takes any"),
     Entry("EfficientNet-B0", "efficientnet_b0", _EFFICIENTNET),
-    Entry("EfficientNet-B7", "tf_efficientnet_b7", _EFFICIENTNET, "made for 600 px; takes other sizes"),
+    Entry("EfficientNet-B7", "tf_efficientnet_b7", _EFFICIENTNET, "made for 600 px; takes any"),
     Entry(
         "CSA-Net",
         "efficientnet_b0_csa",
@@ -99,8 +101,8 @@ NETWORKS: tuple[Entry, ...] = (
         "blocks: Howard 2017, arXiv:1704.04861",
         "fully connected depth-wise separable CNN; depths and widths are ours; never pre-trained",
     ),
-    Entry("ViT-S/16", "vit_small_patch16_224", "Dosovitskiy 2020, arXiv:2010.11929", "takes 224 px only"),
-    Entry("DeiT-Ti", "deit_tiny_patch16_224", "Touvron 2020, arXiv:2012.12877", "takes 224 px only"),
+    Entry("ViT-S/16", "vit_small_patch16_224", "Dosovitskiy 2020, arXiv:2010.11929"),
+    Entry("DeiT-Ti", "deit_tiny_patch16_224", "Touvron 2020, arXiv:2012.12877"),
     Entry("EfficientViM-M1", "efficientvim_m1", "Lee 2024, arXiv:2411.15241", "state-space network"),
     Entry(
         "modresnet101",
@@ -121,7 +123,7 @@ NETWORKS: tuple[Entry, ...] = (
         "HybridJoint",
         "coatnet_0_rw_224",
         "after Shareef 2023, arXiv:2308.02101",
-        "hybrid CNN-transformer that classifies and segments, here on CoAtNet (arXiv:2106.04803); takes 224 px only",
+        "hybrid CNN-transformer that classifies and segments, here on CoAtNet (arXiv:2106.04803)",
         joint=True,
     ),
     Entry(

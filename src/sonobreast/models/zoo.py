@@ -41,7 +41,7 @@ class Coverage:
     Attributes
     ----------
     source : str
-        ``hub``, ``folder`` or ``none``.
+        ``hub``, ``folder``, ``none``, or ``features`` where there is no network.
     share : float
         Pre-trained parameters over all parameters of the whole backbone, 0 to 1.
     missing : tuple of str
@@ -63,6 +63,8 @@ class Coverage:
         """What stands beside a figure of this network."""
         if self.source == "none":
             return "no pre-trained weights"
+        if self.source == "features":
+            return f"no network: {self.origin}"
         text = f"{self.share:.0%} of the backbone's parameters pre-trained"
         text += f"; cut after {self.cut_after}" if self.cut_after else ""
         if forbids_commercial_use(self.licence):

@@ -27,6 +27,7 @@ from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.evaluation.segmentation import mask_row
 from sonobreast.evaluation.summary import figures, scored
+from sonobreast.models import classical
 from sonobreast.models.heads import build_head
 from sonobreast.models.joint import JointHead
 from sonobreast.models.zoo import Backbone, Coverage, restore_backbone
@@ -46,7 +47,8 @@ from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, st
 from sonobreast.training.many_heads import Job, fit_heads
 from sonobreast.training.module import Precision, choose_precision, fit_network, head_of
 
-_RUN_FILES = ("config.yaml", "history.csv", "weights.safetensors", "predictions.csv", "metrics.json")
+_RUN_FILES = ("config.yaml", "history.csv", "predictions.csv", "metrics.json")
+_WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,16 @@ def write_run(
             "classes": list(images.classes),
             "data_fingerprint": data_fingerprint,
             **({} if views is None else {"views": views}),
+            **({} if fitted.estimator is None else {"estimator": fitted.estimator.about}),
             "recipe": recipe.model_dump(mode="json"),
         }
         with atomic(partial / "config.yaml") as stream:
             stream.write(dump_yaml(config))
         columns_of_history = [c for c in Epoch.model_fields if c != "validation_dice" or backbone.decoder]
         write_table(partial / "history.csv", columns_of_history, (_present(e) for e in fitted.history))
-        with atomic(partial / "weights.safetensors", "wb") as stream:
-            stream.write(save({k: v.contiguous() for k, v in fitted.state.items()}))
+        with atomic(partial / (_WEIGHTS if fitted.estimator is None else classical.FILE), "wb") as stream:
+            tensors = {k: v.contiguous() for k, v in fitted.state.items()}
+            stream.write(save(tensors) if fitted.estimator is None else fitted.estimator.content)
         columns, rows = prediction_rows(fitted, images, fold, run)
         write_table(partial / "predictions.csv", columns, rows)
         _write_lesions(partial, fitted, images, fold, recipe, run)
@@ -268,7 +272,8 @@ def prediction_rows(
 
 def is_finished(folder: Path) -> bool:
     """Whether a run folder is complete: it is renamed into place as the last step, and nobody removed a file."""
-    return all((folder / name).is_file() for name in _RUN_FILES)
+    trained = any((folder / name).is_file() for name in (_WEIGHTS, classical.FILE))
+    return trained and all((folder / name).is_file() for name in _RUN_FILES)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -295,9 +300,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 class TrainedNetwork(nn.Module):
-    """Backbone and head of a finished run, in inference mode; takes scaled images (B, 3, H, W), gives logits (B, C)."""
+    """Backbone and head of a finished run, in inference mode; takes scaled images (B, 3, H, W), gives logits (B, C).
 
-    def __init__(self, backbone: Backbone, head: nn.Sequential | JointHead) -> None:
+    What scikit-learn fitted stands in the head's place (`sonobreast.models.classical.EstimatorHead`), and handcrafted
+    features in the backbone's.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -335,6 +344,14 @@ def load_run(folder: Path) -> tuple[TrainedNetwork, Recipe, tuple[str, ...]]:
     info: Mapping[str, Any] = config["network"]
     recipe = parse_recipe(config["recipe"], origin=folder / "config.yaml")
     classes = tuple(str(c) for c in config["classes"])
+    about = config.get("estimator")
+    if about is not None and not info["timm_name"]:
+        forest = classical.load(folder / classical.FILE, about, len(classes))
+        return (
+            TrainedNetwork(classical.handcrafted_backbone(recipe, shape=about["shape"]), forest).eval(),
+            recipe,
+            classes,
+        )
     backbone = Backbone(
         timm.create_model(info["timm_name"], num_classes=0),
         timm_name=info["timm_name"],
@@ -354,12 +371,15 @@ def load_run(folder: Path) -> tuple[TrainedNetwork, Recipe, tuple[str, ...]]:
     )
     base = folder.parent.parent / info["backbone_file"]
     restore_backbone(backbone, _tensors(base), base)
+    if about is not None:
+        fusion = classical.load(folder / classical.FILE, about, len(classes))
+        return TrainedNetwork(backbone, fusion).eval(), recipe, classes
     head = (
         head_of(backbone, len(classes), recipe)
         if backbone.decoder is not None
         else build_head(backbone.features, len(classes), recipe.head, standardise=starts_standardised(backbone, recipe))
     )
-    file = folder / "weights.safetensors"
+    file = folder / _WEIGHTS
     trained = _tensors(file)
     own = {k.removeprefix("backbone."): v for k, v in trained.items() if k.startswith("backbone.")}
     try:

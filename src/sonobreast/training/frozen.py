@@ -26,6 +26,7 @@ from sonobreast.data.masks import Masks
 from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import scale, scaling_constants
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.models.classical import Kept
 from sonobreast.models.forward import Forward, frozen_forward, has_bfloat16
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
@@ -148,6 +149,8 @@ class Fitted:
         Of the training steps of a fine-tuned network; None where only a head was trained.
     lesions : Lesions or None
         Predicted masks, of a network that segments.
+    estimator : Kept or None
+        In place of ``state``, what scikit-learn fitted; such a fit has no epochs.
     """
 
     state: dict[str, Tensor]
@@ -157,6 +160,7 @@ class Fitted:
     seconds: float
     precision: str | None = None
     lesions: Lesions | None = None
+    estimator: Kept | None = None
 
 
 def number_of_views(recipe: Recipe) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,14 @@ from sonobreast.evaluation.looks import test_set_of
 from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
 from sonobreast.evaluation.segmentation_summary import read_segmentation
 from sonobreast.evaluation.summary import RESULT_COLUMNS, read_patients, read_predictions, result_row, study_metrics
+from sonobreast.models.networks import architecture as read_architecture
 from sonobreast.models.networks import check_architectures, recipe_for
 from sonobreast.models.zoo import Backbone, decoder_of, load_backbone
-from sonobreast.records import Assignment, Run, atomic, check_version, read_json, write_json, write_table
+from sonobreast.records import NO_OPTIMIZER, Assignment, Run, atomic, check_version, read_json, write_json, write_table
+from sonobreast.training.classical import fit_classical, prepare
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.folder import alone, is_left_over
-from sonobreast.training.frozen import Bank, Images, augmented_views, bank_size, cache_key, compute_bank
+from sonobreast.training.frozen import Bank, Fitted, Images, augmented_views, bank_size, cache_key, compute_bank
 from sonobreast.training.module import Precision
 from sonobreast.training.optimizers import check_optimizer
 from sonobreast.training.overlays import draw_overlays
@@ -76,12 +78,13 @@ class Outcome:
 
 
 def plan(recipe: Recipe, rows: Sequence[Assignment]) -> list[Run]:
-    """All runs of a study, architecture by architecture."""
+    """All runs of a study, architecture by architecture; what scikit-learn fits has no optimizer."""
     folds = sorted({(r.repeat, r.fold) for r in rows})
+    classical = {a for a in recipe.model.architectures if read_architecture(a).kind == "classical"}
     return [
         Run(architecture=a, optimizer=o, repeat=repeat, fold=fold, seed=seed)
         for a in recipe.model.architectures
-        for o in recipe.training.optimizers
+        for o in ((NO_OPTIMIZER,) if a in classical else recipe.training.optimizers)
         for repeat, fold in folds
         for seed in recipe.training.seeds
     ]
@@ -244,22 +247,35 @@ def _run_architecture(
     reporter: Reporter,
 ) -> dict[str, str]:
     recipe = recipe_for(recipe, architecture)
+    chosen = read_architecture(architecture)
     cut = recipe.model.backbone == "frozen" and recipe.model.uncovered == "cut"
-    backbone = load_backbone(architecture, weights, cut_uncovered=cut, image_size=recipe.preprocess.size)
-    licence = "" if weights == "none" else f" (licence of the weights: {backbone.coverage.licence})"
+    prepared = None
+    if chosen.kind == "classical":
+        prepared = prepare(chosen, images, manifest, recipe, weights, out / "cache", reporter)
+        backbone = prepared.backbone
+    else:
+        backbone = load_backbone(architecture, weights, cut_uncovered=cut, image_size=recipe.preprocess.size)
+    pretrained = backbone.coverage.source in ("hub", "folder")
+    licence = f" (licence of the weights: {backbone.coverage.licence})" if pretrained else ""
     reporter.say(f"{architecture}: {backbone.coverage.sentence()}{licence}")
     backbone_file = _save_backbone(backbone, out)
     _refuse_other_weights(backbone, backbone_file, architecture, runs, out)
     bank = None
-    if recipe.model.backbone == "frozen" and not backbone.decoder and (cut or not backbone.coverage.missing):
+    head_alone = prepared is None and backbone.decoder is None and recipe.model.backbone == "frozen"
+    if head_alone and (cut or not backbone.coverage.missing):
         bank = _bank(architecture, backbone, images, rows, recipe, out, reporter)
     folds = {key: fold_of(rows, images.names, *key) for key in {(r.repeat, r.fold) for r in todo}}
     pairs = [(r, folds[r.repeat, r.fold]) for r in todo]
     finished = sum(is_finished(out / "runs" / r.id) for r in runs)
     failed: dict[str, str] = {}
-    reporter.stage(f"{architecture}: training", len(todo) * recipe.training.epochs)
+    reporter.stage(f"{architecture}: training", len(todo) * (recipe.training.epochs if prepared is None else 1))
     precision = _precision_of_finished(architecture, runs, out)
-    with closing(fit_runs(backbone, bank, images, pairs, recipe, reporter.advance, precision)) as results:
+    fits: Generator[tuple[int, Fitted | Diverged], None, None] = (
+        fit_runs(backbone, bank, images, pairs, recipe, reporter.advance, precision)
+        if prepared is None
+        else fit_classical(chosen, prepared, images, pairs, recipe, reporter.advance)
+    )
+    with closing(fits) as results:
         for index, result in results:
             run, fold = pairs[index]
             if isinstance(result, Diverged):
@@ -300,7 +316,12 @@ def _bank(
 
 
 def _save_backbone(backbone: Backbone, out: Path) -> str:
-    """Keep the backbone's tensors once per study, named by their digest; returns the name relative to ``out``."""
+    """Keep the backbone's tensors once per study, named by their digest; returns the name relative to ``out``.
+
+    Handcrafted features have none, and no name.
+    """
+    if not backbone.timm_name:
+        return ""
     name = f"backbones/{backbone.timm_name}-{backbone.sha256()[:16]}.safetensors"
     if not (out / name).is_file():
         with atomic(out / name, "wb") as stream:
