@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from filelock import FileLock
 from tests.fake import tiny_recipe, write_busi, write_class_folders, write_weights
 
@@ -351,6 +352,20 @@ def test_other_settings_are_refused(
     error = refused(tiny_recipe({**GRID, **changes}), data, tiny_weights, out, "another study")
     assert next(iter(changes)) in error.what
     assert "--out" in error.remedy
+
+
+def test_a_study_from_before_a_setting_existed_goes_on(
+    whole: Path, data: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    content = yaml.safe_load((out / "config.yaml").read_text())
+    del content["recipe"]["segmentation"]
+    (out / "config.yaml").write_text(yaml.safe_dump(content))
+    assert run_study(tiny_recipe(GRID), data, str(tiny_weights), out).reused == 2
+    del content["recipe"]["training"]["learning_rate"]  # the study's own is not the default
+    (out / "config.yaml").write_text(yaml.safe_dump(content))
+    refused(tiny_recipe(GRID), data, tiny_weights, out, "another study")
 
 
 def test_changed_data_are_refused(whole: Path, data: Path, tiny_weights: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from sonobreast.config import Recipe, dump_yaml
+from sonobreast.config import Recipe, dump_yaml, parse_recipe
 from sonobreast.data import exclusions, groups
 from sonobreast.data import manifest as manifests
 from sonobreast.data import split as splits
@@ -400,6 +400,8 @@ def _refuse_other_study(file: Path, config: dict[str, Any]) -> None:
     try:
         old = yaml.safe_load(file.read_text(encoding="utf-8"))
         check_version(old["schema_version"], file)
+        with suppress(SonobreastError):  # settings that are newer than the study have their defaults there
+            old["recipe"] = parse_recipe(old["recipe"], origin=file).model_dump(mode="json")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
         raise SonobreastError("the folder's config.yaml is damaged", file=file, remedy="give another --out") from error
     changed = sorted(_differences(old, config))
