@@ -169,6 +169,7 @@ def test_the_report_names_them_without_an_optimizer(whole: Path, tmp_path: Path)
     assert "RandomForest + –" not in page
     assert "RandomForest: fitted without epochs" in page
     assert "gives normal images away" in page
+    assert "RandomForest+shape looks at the radiologist" in page  # in red, at the top
     assert not list((out / "figures").glob("curves-RandomForest*"))
     assert list((out / "figures").glob("curves-test_resnet*"))
 

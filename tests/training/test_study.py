@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock
+from safetensors.torch import load_file
 from tests.fake import tiny_recipe, write_busi, write_class_folders, write_weights
 
 from sonobreast.config import Recipe
@@ -543,3 +544,35 @@ def test_damaged_images_are_said_and_the_rest_goes_on(tiny_weights: Path, tmp_pa
     assert any("benign (2).png" in line for line in said)
     assert [r["file"] for r in read_table(tmp_path / "out" / "problems.csv")] == ["benign/benign (2).png"]
     assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 2 * 20
+
+
+# Names with prefixes
+
+
+def test_one_backbone_frozen_and_trained(data: Path, tmp_path: Path) -> None:
+    """One study, one set of weights, two modes; and what the weights' licence forbids is said."""
+    weights = tmp_path / "weights"
+    write_weights(weights, "test_resnet", licence="cc-by-nc-4.0")
+    said: list[str] = []
+
+    class Listening(Reporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    recipe = tiny_recipe({"model.architectures": ["frozen:test_resnet", "finetune:test_resnet"], "training.epochs": 1})
+    out = tmp_path / "out"
+    assert run_study(recipe, data, str(weights), out, images=False, reporter=Listening()) == Outcome(2, 0, {})
+    frozen, trained = (out / "runs" / f"{mode}_test_resnet-adam-r0-f0-s0" for mode in ("frozen", "finetune"))
+    assert [read_config(f)["recipe"]["model"]["backbone"] for f in (frozen, trained)] == ["frozen", "finetune"]
+    files = [set(load_file(f / "weights.safetensors")) for f in (frozen, trained)]
+    assert not any(k.startswith("backbone.") for k in files[0])
+    assert any(k.startswith("backbone.") for k in files[1])
+    assert len(list((out / "backbones").iterdir())) == 1
+    for folder in (frozen, trained):
+        network, read, classes = load_run(folder)
+        assert read.model.backbone == read_config(folder)["recipe"]["model"]["backbone"]
+        assert len(classes) == 3
+        assert network.backbone.timm_name == "test_resnet"
+    assert [r["architecture"] for r in read_table(out / "results.csv")] == list(recipe.model.architectures)
+    assert sum("forbids commercial use (cc-by-nc-4.0)" in s for s in said) == 2
+    assert run_study(recipe, data, str(weights), out, images=False) == Outcome(2, 2, {})

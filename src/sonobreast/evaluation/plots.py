@@ -149,7 +149,8 @@ def comparison_plot(frame: pd.DataFrame, chance: float | None = None) -> Figure:
     optimizers = list(dict.fromkeys(frame["optimizer"]))
     present = {a: list(frame.loc[frame["architecture"] == a, "optimizer"]) for a in architectures}
     width = 0.8 / max(len(found) for found in present.values())
-    figure, axes = _figure(max(5.0, 1.3 + 1.05 * len(frame)), 3.6)
+    many = len(architectures) > 9  # names stand upright, so that the figure stays legible at the page's width
+    figure, axes = _figure(max(5.0, 1.3 + (0.42 if many else 1.05) * len(frame)), 4.6 if many else 3.6)
     axis = axes[0, 0]
     hatches = ("", "//", "..", "xx", "\\\\", "++")
     for j, optimizer in enumerate(optimizers):
@@ -193,8 +194,9 @@ def comparison_plot(frame: pd.DataFrame, chance: float | None = None) -> Figure:
     else:
         pairs = list(zip(*axis.get_legend_handles_labels(), strict=True))
     share = frame.groupby("architecture")["pretrained"].first()
-    ticks = [a if np.isnan(share[a]) else f"{a}\n({share[a]:.0%} pre-trained)" for a in architectures]
-    axis.set_xticks(range(len(architectures)), ticks)
+    names = {a: a if many else a.replace(":", ":\n").replace("+", "\n+") for a in architectures}
+    ticks = [names[a] if np.isnan(share[a]) else f"{names[a]}\n({share[a]:.0%} pre-trained)" for a in architectures]
+    axis.set_xticks(range(len(architectures)), ticks, rotation=90 if many else 0)
     axis.set_xlim(-0.55, len(architectures) - 0.45)
     axis.set_ylim(0.0, 1.02)
     axis.set_ylabel("test accuracy, 95 % interval")

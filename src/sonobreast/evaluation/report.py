@@ -37,6 +37,7 @@ from sonobreast.records import NO_OPTIMIZER, SUBSETS, atomic, check_version, rea
 # Figures that show images of the data set; they are drawn while the study runs and left out with --no-images.
 PICTURES = ("samples", "augmentation")
 _MOST_PAIRS = 28  # those of eight configurations
+_MASK = "radiologist's mask"  # in the coverage of features that describe it
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ def _content(study: Study) -> dict[str, Any]:
         "coverage_line": " ".join(
             f"{a}: {part['coverage'].iloc[0]}." for a, part in study.results.groupby("architecture", sort=False)
         ),
+        "by_mask": [a for a, part in study.results.groupby("architecture") if _MASK in part["coverage"].iloc[0]],
         "chosen": _chosen(configurations),
         "notes": _notes(study.metrics["configurations"], shown),
         "nested": study.metrics["nested_choice"],

@@ -189,7 +189,7 @@ def keep(ensemble: Ensemble, *, shape: bool, found: Mapping[str, Any]) -> Kept:
     import sklearn
     from skops.io import dumps
 
-    content: bytes = dumps(vars(ensemble))
+    content: bytes = dumps(vars(ensemble), compression=zipfile.ZIP_DEFLATED, compresslevel=1)
     return Kept(content, {"scikit_learn": sklearn.__version__, "shape": shape, **found})
 
 

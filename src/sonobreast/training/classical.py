@@ -342,6 +342,7 @@ def _members(
         "forest": forest.fit(x, label),
     }
     forest.n_jobs = None
+    del members["discriminants"].covariance_  # (k, k), of no use after the fit
     machine = _support_vectors(x, label, groups, seen, seed)
     return members if machine is None else {"svm": machine, **members}
 
