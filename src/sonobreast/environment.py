@@ -19,11 +19,13 @@ _PACKAGES = (
     "pandas",
     "scipy",
     "scikit-learn",
+    "scikit-image",
     "torch",
     "torchvision",
     "timm",
     "lightning",
     "safetensors",
+    "skops",
     "onnxruntime",
 )
 
