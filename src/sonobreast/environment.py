@@ -20,11 +20,13 @@ _PACKAGES = (
     "pandas",
     "scipy",
     "scikit-learn",
+    "scikit-image",
     "torch",
     "torchvision",
     "timm",
     "lightning",
     "safetensors",
+    "skops",
     "onnxruntime",
 )
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from sonobreast.config import Head, Segmentation
 from sonobreast.errors import SonobreastError
 from sonobreast.models.joint import AttentionGate, JointHead, mask_loss
+from sonobreast.models.listing import list_models
+from sonobreast.models.networks import NETWORKS, Entry
 from sonobreast.models.zoo import Backbone, load_backbone
 
 SETTINGS = Segmentation(channels=(16, 8, 8), shortcuts=12)
@@ -66,6 +68,33 @@ def test_a_joint_network_is_never_cut(tiny_weights: Path) -> None:
     backbone = load_backbone("joint:test_resnet", str(tiny_weights / "partial"), cut_uncovered=True, image_size=64)
     assert backbone.cut is None
     assert 0 < backbone.coverage.share < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", [e for e in NETWORKS if not e.classical], ids=lambda e: e.name)
+def test_every_listed_network_segments_or_says_why_not(entry: Entry) -> None:
+    name = entry.name if entry.joint else f"joint:{entry.name}"
+    [listed] = list_models([entry.name], "none")
+    if not listed.segment.possible:
+        with pytest.raises(SonobreastError, match="cannot segment"):
+            load_backbone(name, "none")
+        return
+    backbone = load_backbone(name, "none")
+    made = head(backbone, backbone.decoder or "unet", Segmentation())
+    with torch.inference_mode():
+        pooled, maps = backbone.maps(images(1, 224))
+        assert made.segment(images(1, 224), maps).shape == (1, 1, 224, 224)
+        assert made.classify(pooled, maps).shape == (1, 3)
+        torch.testing.assert_close(pooled, backbone(images(1, 224)))
+
+
+@pytest.mark.parametrize("name", ["googlenet_tv", "dscnet_fc", "efficientnet_b0_csa", "efficientvim_m1"])
+def test_networks_that_timm_lacks_segment_too(name: str) -> None:
+    backbone = load_backbone(f"joint:{name}", "none", image_size=64)
+    with torch.inference_mode():
+        pooled, maps = backbone.maps(images(1))
+        assert head(backbone).segment(images(1), maps).shape == (1, 1, 64, 64)
+        torch.testing.assert_close(pooled, backbone(images(1)))
 
 
 def test_one_scale_is_not_enough_for_a_decoder(tiny_weights: Path) -> None:

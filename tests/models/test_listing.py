@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_real_network(name: str) -> None:
 def test_a_transformer_has_no_maps_for_a_decoder() -> None:
     found = one("test_vit")
     assert not found.segment.possible
-    assert "falling size, and it has 1" in found.segment.why_not
+    assert "3 scales, and it has 1" in found.segment.why_not
     assert (found.size_px, found.only_size) == (160, True)
 
 
@@ -152,7 +152,8 @@ def test_json_holds_everything() -> None:
     assert content["schema_version"] == 1
     assert [m["name"] for m in content["models"]] == ["LeNet", "RandomForest"]
     assert set(content["models"][0]) == set(listing.Listed.__dataclass_fields__)
-    assert content["models"][0]["segment"] == {"possible": True, "why_not": ""}
+    assert content["models"][0]["classify"] == {"possible": True, "why_not": ""}
+    assert content["models"][0]["segment"]["possible"] is False
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -23,11 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from sonobreast.errors import SonobreastError
 from sonobreast.models.networks import FUSION, NETWORKS, Architecture, Entry, architecture
 from sonobreast.models.own_networks import NEVER_PRETRAINED, WEIGHTS_OF
-from sonobreast.models.zoo import forbids_commercial_use
+from sonobreast.models.zoo import forbids_commercial_use, why_no_decoder
 from sonobreast.records import SCHEMA_VERSION
 
 USUAL_SIZE = 224
-LEAST_MAPS = 3  # of rising stride, for a decoder
 AtHand = Literal[
     "in the folder",
     "not in the folder",
@@ -179,19 +177,13 @@ def _forward(network: nn.Module, size: int) -> tuple[int, int]:
 
 def _segments(network: nn.Module, size: int) -> Task:
     """Whether a decoder finds the maps that it needs."""
-    if not hasattr(network, "forward_intermediates") or not getattr(network, "feature_info", None):
-        return Task(False, "it gives no feature maps")
+    if why := why_no_decoder(network):
+        return Task(False, why)
     try:
         with torch.no_grad():
-            maps = network.forward_intermediates(  # type: ignore[operator]
-                torch.zeros(1, 3, size, size, device="meta"), intermediates_only=True
-            )
+            network.forward_intermediates(torch.zeros(1, 3, size, size, device="meta"))  # type: ignore[operator]
     except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return Task(False, "it gives no feature maps")
-    sides = [int(m.shape[-1]) for m in maps]
-    falling = 1 + sum(b < a for a, b in pairwise(sides))
-    if falling < LEAST_MAPS:
-        return Task(False, f"a decoder needs {LEAST_MAPS} feature maps of falling size, and it has {falling}")
     return Task(True)
 
 

@@ -69,10 +69,14 @@ class Chain(nn.Module):
             images = getattr(self, name)(images)
         return images
 
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last feature map (B, C, h, w) to pooled features (B, num_features)."""
+        features: Tensor = self.dense(maps.mean((2, 3)))
+        return features if pre_logits else self.fc(features)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to pooled features (B, num_features)."""
-        out: Tensor = self.fc(self.dense(self.forward_features(images).mean((2, 3))))
-        return out
+        return self.forward_head(self.forward_features(images))
 
     def forward_intermediates(
         self,

@@ -32,6 +32,7 @@ _RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # licences in timm w
 
 
 Decoder = Literal["unet", "attention"]
+LEAST_SCALES = 3  # of the feature maps that a decoder joins
 
 
 @dataclass(frozen=True)
@@ -284,21 +285,30 @@ def stage_levels(network: nn.Module, name: str) -> list[tuple[int, int]]:
     SonobreastError
         If there are fewer than three scales, or timm gives no feature maps of this network.
     """
+    if why := why_no_decoder(network):
+        raise SonobreastError(
+            f"{name} cannot segment: {why}", remedy=f"use it without a decoder ({name}), or another encoder"
+        )
+    return _levels(network)
+
+
+def why_no_decoder(network: nn.Module) -> str:
+    """Why a network cannot be the encoder of one that segments; empty where it can."""
+    levels = _levels(network)
+    if not hasattr(network, "forward_intermediates") or not levels:
+        return "timm gives no feature maps of it"
+    if len(levels) < LEAST_SCALES:
+        return f"a decoder needs feature maps of {LEAST_SCALES} scales, and it has {len(levels)}"
+    if [i for i, _ in levels] != sorted(i for i, _ in levels):
+        return "its feature maps do not become coarser from stage to stage"
+    return ""
+
+
+def _levels(network: nn.Module) -> list[tuple[int, int]]:
     info: Any = getattr(network, "feature_info", None) or []
     rows = list(info if isinstance(info, list) else info.info)
     last = {int(row["reduction"]): (i, int(row["num_chs"])) for i, row in enumerate(rows)}
-    levels = [last[r] for r in sorted(last) if r >= 2]
-    if not hasattr(network, "forward_intermediates"):
-        why = "timm gives no feature maps of it"
-    elif len(levels) < 3:
-        why = f"its feature maps have {len(levels)} scale(s), a decoder needs three or more"
-    elif [i for i, _ in levels] != sorted(i for i, _ in levels):
-        why = "its feature maps do not become coarser from stage to stage"
-    else:
-        return levels
-    raise SonobreastError(
-        f"{name} cannot segment: {why}", remedy=f"use it without a decoder ({name}), or another encoder"
-    )
+    return [last[r] for r in sorted(last) if r >= 2]
 
 
 def _tensors_through(network: nn.Module, stage: int) -> list[str]:
