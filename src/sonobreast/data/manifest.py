@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonobreast.data.folders import Entry, Listing, read_layout
+from sonobreast.data.folders import read_layout
+from sonobreast.data.listing import Entry, Listing
 from sonobreast.data.preprocess import decode, decode_mask, is_mask, quiet
 from sonobreast.errors import SonobreastError
 from sonobreast.records import LESION_CLASSES, Case, Problem, read_table, write_table
