@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.fake import write_busi, write_csv
+from tests.fake import write_breast, write_bus_bra, write_bus_uclm, write_busi, write_csv
 
 from sonobreast import cli
 from sonobreast.records import read_json, read_table, write_json
@@ -61,6 +61,22 @@ def test_check_of_the_real_data_names_the_misprint(
     assert "437" in said
     assert "misprint" in said
     assert len(read_table(tmp_path / "manifest.csv")) == 780
+
+
+def test_check_of_other_hospitals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writers = {"BUS-BRA": write_bus_bra, "BrEaST": write_breast, "BUS-UCLM": write_bus_uclm}
+    said = {}
+    for name, writer in writers.items():
+        assert call("data", "check", writer(tmp_path / name), "--out", tmp_path / "out" / name) == 0
+        said[name] = " ".join(capsys.readouterr().out.split())
+        assert f"{name}: {len(read_table(tmp_path / 'out' / name / 'manifest.csv'))} images" in said[name]
+        assert "patients; splits keep each patient's images together" in said[name]
+        assert "this is a part of it" in said[name]
+    assert "BI-RADS: 2 (2), 3 (3), 4 (1), 5 (2)" in said["BUS-BRA"]
+    assert "device: GE Logiq 5 @10-12MHz (4), GE Logiq 7" in said["BUS-BRA"]
+    assert "pixel spacing: known for 9 of 9 images, 0.078 to 0.078 mm" in said["BrEaST"]
+    assert said["BrEaST"].count("name an image that is not here") == 1
+    assert "counts as malignant" in said["BUS-UCLM"]
 
 
 def test_check_keeps_a_file_of_somebody_else(data: Path, tmp_path: Path) -> None:

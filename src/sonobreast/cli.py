@@ -130,11 +130,11 @@ def data_audit(
 def data_download(
     name: Annotated[str, typer.Argument(help="Name in the catalogue, for example busi.")],
 ) -> None:
-    """Fetch a public data set (from Kaggle, with kagglehub)."""
-    from sonobreast.data.catalogue import DATA_SETS, download
+    """Fetch a public data set (from Kaggle, with kagglehub), or say where it is to be had."""
+    from sonobreast.data.catalogue import DATA_SETS, catalogue_name, download
 
     folder = download(name)
-    card = DATA_SETS[name.lower()]
+    card = DATA_SETS[catalogue_name(name)]
     console().print(f"{card.title}\n  in: {folder}\n  licence: {card.licence}\n  cite: {card.citation}", soft_wrap=True)
     console().print(f"next: sonobreast data check '{folder}'", soft_wrap=True)
 

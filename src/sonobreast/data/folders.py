@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
+from sonobreast.data import breast, bus_bra, bus_uclm
 from sonobreast.data.case_table import is_table, read_case_table
 from sonobreast.data.listing import (
     Entry,
@@ -23,6 +25,11 @@ from sonobreast.records import Problem
 
 _MASK = re.compile(r"^(?P<image>.+?)[ _-]mask(?:[ _-]?\(?\d+\)?)?$", re.IGNORECASE)
 _BUSI = re.compile(r"^(benign|malignant|normal) ?\(\d+\)$", re.IGNORECASE)
+_PUBLISHED: tuple[tuple[Callable[[Path], Path | None], Callable[[Path], Listing]], ...] = (
+    (bus_bra.find, bus_bra.read),
+    (bus_uclm.find, bus_uclm.read),
+    (breast.find, breast.read),
+)
 _MASK_FOLDERS = frozenset({"mask", "masks", "labels", "ground_truth", "groundtruth", "gt", "segmentation", "seg"})
 
 
@@ -32,9 +39,9 @@ def read_layout(source: Path) -> Listing:
     Parameters
     ----------
     source : Path
-        A folder in the BUSI layout (also one level deeper, also with upper-case names), a folder with one folder for
-        each class, a folder with one CSV table, or a CSV file with the columns ``image`` and ``label`` and, where
-        known, ``group``, ``patient``, ``mask`` and ``spacing_mm``.
+        A folder in the layout of BUSI, BUS-BRA, BrEaST or BUS-UCLM (also one level deeper, also with upper-case
+        names), a folder with one folder for each class, a folder with one CSV table, or a CSV file with the columns
+        ``image`` and ``label`` and, where known, ``group``, ``patient``, ``mask`` and ``spacing_mm``.
 
     Raises
     ------
@@ -44,17 +51,51 @@ def read_layout(source: Path) -> Listing:
     if not source.exists():
         raise SonobreastError("there is no such folder or file", file=source, remedy="check the path")
     if source.is_file():
-        if source.suffix.lower() not in (".csv", ".tsv", ".txt"):
-            raise SonobreastError(
-                "this is a single file, not a data set", file=source, remedy="give the folder that holds the classes"
-            )
-        return read_case_table(source)
+        return _read_file(source)
     tables = [f for f in visible(source) if f.is_file() and f.suffix.lower() == ".csv"]
-    manifests = [f for f in tables if f.name == "manifest.csv"] or [f for f in tables if is_table(f)]
-    if len(manifests) == 1:
-        return read_case_table(manifests[0])
-    root = _class_root(source)
-    return _read_class_folders(root)
+    ours = [f for f in tables if f.name == "manifest.csv"]
+    if not ours:
+        published = _published(source)
+        if published is not None:
+            return published
+    named = ours or [f for f in tables if is_table(f)]
+    if len(named) == 1:
+        return read_case_table(named[0])
+    return _read_class_folders(_class_root(source))
+
+
+def _read_file(source: Path) -> Listing:
+    for find, read in _PUBLISHED if source.suffix.lower() in (".csv", ".xlsx") else ():
+        if (find is breast.find) == (source.suffix.lower() == ".xlsx") and find(source.parent) == source:
+            return read(source)
+    if source.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise SonobreastError(
+            "this is a single file, not a data set", file=source, remedy="give the folder that holds the classes"
+        )
+    return read_case_table(source)
+
+
+def _published(source: Path) -> Listing | None:
+    """The data set of another hospital in this folder, or in the only folder inside it."""
+    here = source
+    for _ in range(3):
+        for find, read in _PUBLISHED:
+            table = find(here)
+            if table is not None:
+                return read(table)
+        folders = [p for p in visible(here) if p.is_dir()]
+        if len(folders) != 1:
+            break
+        here = folders[0]
+    folders = [p for p in visible(here) if p.is_dir()]
+    deeper = [f.name for f in folders if any(find(f) for find, _ in _PUBLISHED)]
+    if deeper:
+        raise SonobreastError(
+            f"there is more than one folder here, and a data set of its own in {', '.join(deeper)}",
+            file=here,
+            remedy=f"give one data set, for example {here / deeper[0]}",
+        )
+    return None
 
 
 def _class_root(source: Path) -> Path:
@@ -83,7 +124,8 @@ def _class_root(source: Path) -> Path:
         raise SonobreastError(
             "the images lie side by side without a folder for each class",
             file=source,
-            remedy="make one folder for each class, or give a CSV with the columns image,label",
+            remedy="make one folder for each class, or give a CSV with the columns image,label; for BUS-BRA, BrEaST "
+            "and BUS-UCLM give the folder that holds their table, too (bus_data.csv, the spreadsheet, INFO.csv)",
         )
     raise SonobreastError(
         "no images found", file=source, remedy="give the folder that holds one folder of images for each class"
@@ -112,7 +154,8 @@ def _read_class_folders(root: Path) -> Listing:
                 f"the folder {folder.name!r} holds masks, not a class of images",
                 file=folder,
                 remedy="name each mask after its image (`NAME_mask.png`) and put it beside the image, "
-                "or give a CSV with the columns image,label,mask",
+                "or give a CSV with the columns image,label,mask; for BUS-BRA or BUS-UCLM put their table "
+                "(bus_data.csv, INFO.csv) beside the folders",
             )
         if not is_utf8(folder.name):
             raise SonobreastError(

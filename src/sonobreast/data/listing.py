@@ -79,6 +79,41 @@ def is_file(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
+def folder_named(root: Path, name: str) -> Path | None:
+    """The folder of this name inside, in upper or lower case."""
+    return next((p for p in visible(root) if p.name.lower() == name and p.is_dir()), None)
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """Images of a folder by their names without ending, in lower case; of two, the first."""
+    found: dict[str, Path] = {}
+    for path in visible(folder):
+        if is_image(path) and is_file(path):
+            found.setdefault(path.stem.lower(), path)
+    return found
+
+
+def images_by_name(root: Path, depth: int = 3) -> tuple[dict[str, Path], list[tuple[Path, Path]]]:
+    """Images of a folder and of those below it, by their names in lower case, the nearest first.
+
+    Returns
+    -------
+    images : dict of str to Path
+    twice : list of (Path, Path)
+        An image, and another of the same name that is farther away.
+    """
+    found: dict[str, Path] = {}
+    twice = []
+    here = [root]
+    for _ in range(depth + 1):
+        inside = [p for folder in here for p in visible(folder)]
+        for path in inside:
+            if is_image(path) and is_file(path) and found.setdefault(path.name.lower(), path) != path:
+                twice.append((found[path.name.lower()], path))
+        here = [p for p in inside if p.is_dir()]
+    return found, twice
+
+
 def is_utf8(name: str) -> bool:
     """Whether a name can be written into a table."""
     try:
