@@ -113,6 +113,7 @@ def print_manifest(manifest: Manifest, file: Path) -> None:
 
     screen = console()
     from sonobreast.data.catalogue import DATA_SETS
+    from sonobreast.data.labels import advice, unknown_labels
     from sonobreast.evaluation.published import class_counts
 
     public = DATA_SETS.get(manifest.layout)
@@ -151,6 +152,9 @@ def print_manifest(manifest: Manifest, file: Path) -> None:
             "No patients or groups are known: each image counts as independent, copies of one picture included.",
             style="yellow",
         )
+    unknown = unknown_labels(manifest.cases)
+    if unknown:
+        screen.print(advice(unknown), style="yellow", highlight=False, markup=False, soft_wrap=True)
     print_problems(manifest)
     screen.print(f"wrote {file}", highlight=False, soft_wrap=True)
 

@@ -81,7 +81,7 @@ def read_csv(path: Path, required: Sequence[str]) -> ClinicalTable:
             start = stream.read(2)
     except OSError as error:
         raise SonobreastError(
-            f"the table cannot be read ({error.strerror})", file=path, remedy="check its permissions"
+            f"the table cannot be read ({error.strerror})", file=path, remedy="check the path and its permissions"
         ) from error
     problems: tuple[Problem, ...] = ()
     try:
@@ -205,12 +205,12 @@ def _table(
         raise SonobreastError(
             f"column {' and '.join(missing)} is missing; there are: {', '.join(columns) or 'none'}",
             file=path,
-            remedy="take the table as it was published, or name the columns so",
+            remedy="name the columns so, or take the table as it was published",
         )
     if len(set(columns)) != len(columns):
         raise SonobreastError("two columns have the same name", file=path, remedy="rename one of them")
     if not lines:
-        raise SonobreastError("the table has no rows", file=path, remedy="take the table as it was published")
+        raise SonobreastError("the table has no rows", file=path, remedy="fill it, or download it again")
     return ClinicalTable(path, tuple(columns), lines, problems)
 
 
