@@ -71,7 +71,7 @@ def test_mapping_files_that_are_wrong(tmp_path: Path, name: str, text: str, said
 
 @pytest.mark.parametrize("name", ["none.csv", "none.yaml"])
 def test_missing_mapping_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SonobreastError, match="missing|No such file"):
+    with pytest.raises(SonobreastError, match=r"missing|No such file"):
         read_mapping(tmp_path / name)
 
 

@@ -36,7 +36,8 @@ def read_mapping(path: Path, classes: Sequence[str] = LESION_CLASSES) -> dict[st
     Parameters
     ----------
     path : Path
-        A CSV (commas, semicolons or tabs) with the columns ``label`` and ``class``, or a YAML file of lines ``label: class``.
+        A CSV (commas, semicolons or tabs) with the columns ``label`` and ``class``, or a YAML file of
+        ``label: class``.
     classes : sequence of str
         The classes there are.
 
