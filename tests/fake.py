@@ -19,6 +19,14 @@ from sonobreast.config import Recipe, parse_recipe
 from sonobreast.records import LESION_CLASSES, Case
 
 COUNTS = {"benign": 8, "malignant": 7, "normal": 6}
+BUS_BRA = (("benign", 2), ("benign", 1), ("malignant", 2), ("benign", 2), ("malignant", 1))
+BREAST = {"benign": 4, "malignant": 3, "normal": 2}
+BUS_UCLM = {
+    "ALWI": ("benign", "normal", "benign"),
+    "ANFO": ("malignant", "malignant", "normal"),
+    "CRCI": ("both", "benign"),
+    "ELCO": ("normal",),
+}
 
 
 def speckle(
@@ -119,6 +127,133 @@ def write_csv(
         writer.writeheader()
         writer.writerows(rows)
     return table
+
+
+def write_bus_bra(
+    folder: Path, patients: Sequence[tuple[str, int]] = BUS_BRA, *, nested: bool = False, delimiter: str = ","
+) -> Path:
+    """BUS-BRA as published; of each patient the class and the images (1 or 2); returns the folder of the table."""
+    root = folder / "BUSBRA" if nested else folder
+    (root / "Images").mkdir(parents=True)
+    (root / "Masks").mkdir()
+    rows: list[dict[str, object]] = []
+    devices = ("GE Logiq 7 @10-14MHz", "GE Logiq 5 @10-12MHz", "Toshiba Aplio 300 @12-14 MHz")
+    for number, (label, n) in enumerate(patients, start=1):
+        for side in ("s",) if n == 1 else ("l", "r"):
+            name = f"{number:04d}-{side}"
+            picture, lesion = speckle(3 * number + (side == "r"), label)
+            Image.fromarray(picture).save(root / "Images" / f"bus_{name}.png")
+            save_mask(root / "Masks" / f"mask_{name}.png", lesion)
+            rows.append(
+                {
+                    "ID": f"bus_{name}",
+                    "Case": number,
+                    "Histology": "fibroadenoma" if label == "benign" else "invasive ductal carcinoma",
+                    "Pathology": label,
+                    "BIRADS": 2 + number % 4,
+                    "Device": devices[number % 3],
+                    "Width": picture.shape[1],
+                    "Height": picture.shape[0],
+                    "Side": {"l": "left", "r": "right", "s": "single"}[side],
+                    "BBOX": "[10,12,30,20]",
+                }
+            )
+    write_rows(root / "bus_data.csv", rows, delimiter)
+    write_rows(root / "5-fold-cv.csv", [{k: r[k] for k in ("ID", "Pathology")} for r in rows], ",")
+    return root
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]], delimiter: str = ",") -> None:
+    """A CSV without anything of ours in it."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+BREAST_TABLE = "BrEaST-Lesions-USG-clinical-data-Dec-15-2023.xlsx"
+BREAST_COLUMNS = (
+    *("CaseID", "Image_filename", "Mask_tumor_filename", "Mask_other_filename", "Pixel_size", "Age", "Shape"),
+    *("BIRADS", "Verification", "Diagnosis", "Classification"),
+)
+
+
+def write_breast(folder: Path, counts: Mapping[str, int] = BREAST, *, absent: int = 3) -> Path:
+    """BrEaST as published: RGBA pictures with a transparent corner, a tumour mask each, two other masks for the first.
+
+    The last ``absent`` rows of the spreadsheet name images that are not there.
+    """
+    from openpyxl import Workbook
+
+    place = folder / "BrEaST-Lesions_USG-images_and_masks"
+    place.mkdir(parents=True)
+    book = Workbook()
+    sheet = book.active
+    sheet.title = "BrEaST-Lesions-USG clinical dat"
+    sheet.append(BREAST_COLUMNS)
+    labels = [label for label, n in counts.items() for _ in range(n)]
+    for number, label in enumerate([*labels, *["benign"] * absent], start=1):
+        name = f"case{number:03d}"
+        tumour = None if label == "normal" else f"{name}_tumor.png"
+        other = f"{name}_other1.png&{name}_other2.png" if number == 1 else None
+        grade = {"normal": 1, "benign": 3, "malignant": "4c"}[label]
+        proof = {"normal": "not applicable", "benign": "confirmed by follow-up care"}.get(label, "confirmed by biopsy")
+        kind = "Invasive lobular carcinoma" if label == "malignant" else "not applicable"
+        age: object = 57 if number % 2 else "not available"
+        sheet.append((number, f"{name}.png", tumour, other, 0.0078125, age, "oval", grade, proof, kind, label))
+        if number > len(labels):
+            continue
+        picture, lesion = speckle(number, label)
+        alpha = np.full(picture.shape, 255, np.uint8)
+        alpha[:9, :9] = 0
+        Image.fromarray(np.dstack([picture] * 3 + [alpha])).save(place / f"{name}.png")
+        if tumour:
+            save_mask(place / tumour, lesion, "RGBA")
+        for k in (1, 2) if other else ():
+            box = np.zeros(lesion.shape, bool)
+            box[-8 * k :, :20] = True
+            save_mask(place / f"{name}_other{k}.png", box, "RGBA")
+    words = book.create_sheet("Data Dictionary")
+    words.append(("type", "description"))
+    words.append(("Pixel_size", "pixel size of the image in centimeters"))
+    book.save(folder / BREAST_TABLE)
+    return folder
+
+
+def write_bus_uclm(
+    folder: Path, patients: Mapping[str, Sequence[str]] = BUS_UCLM, *, nested: bool = False, upper: bool = False
+) -> Path:
+    """BUS-UCLM as published; of each patient the classes of the images, ``both`` for two lesions of two classes.
+
+    The mask of the second image of a patient is twice its image's size, that of the third a part of another shape.
+    """
+    root = folder / "BUS-UCLM" if nested else folder
+    images, masks = (root / (name.upper() if upper else name) for name in ("images", "masks"))
+    images.mkdir(parents=True)
+    masks.mkdir()
+    rows = []
+    for number, (patient, labels) in enumerate(patients.items()):
+        for i, label in enumerate(labels):
+            name = f"{patient}_{i:03d}.png"
+            shown = "benign" if label == "both" else label
+            picture, lesion = speckle(100 * number + i, shown)
+            Image.fromarray(picture).convert("RGB").save(images / name)
+            save_colour_mask(masks / name, lesion, label, scale=2 if i == 1 else 1, cut=15 if i == 2 else 0)
+            said = "Malignant" if label == "both" else label.capitalize()
+            rows.append({"Image": name, "Label": said, "Doppler": "No", "Marks": "Yes" if i else "No"})
+    write_rows(root / "INFO.csv", rows, ";")
+    return root
+
+
+def save_colour_mask(path: Path, lesion: NDArray[np.bool_], label: str, scale: int = 1, cut: int = 0) -> None:
+    """A mask in the colours of BUS-UCLM; for ``both`` the left half of the lesion is benign, the right malignant."""
+    rgb = np.zeros((*lesion.shape, 3), np.uint8)
+    middle = int(np.median(np.nonzero(lesion)[1])) if lesion.any() else 0
+    left = lesion & (np.arange(lesion.shape[1]) < middle)
+    rgb[lesion if label == "benign" else left if label == "both" else np.zeros_like(lesion)] = (0, 255, 0)
+    rgb[lesion if label == "malignant" else lesion & ~left if label == "both" else np.zeros_like(lesion)] = (255, 0, 0)
+    large = np.repeat(np.repeat(rgb, scale, axis=0), scale, axis=1)
+    Image.fromarray(large[cut:]).save(path)
 
 
 def fake_cases(counts: Mapping[str, int], group: Callable[[str, int], str] | None = None) -> list[Case]:

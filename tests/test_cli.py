@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.fake import write_busi, write_csv
+from tests.fake import write_breast, write_bus_bra, write_bus_uclm, write_busi, write_class_folders, write_csv
 
 from sonobreast import cli
 from sonobreast.records import read_json, read_table, write_json
@@ -62,6 +62,52 @@ def test_check_of_the_real_data_names_the_misprint(
     assert "437" in said
     assert "misprint" in said
     assert len(read_table(tmp_path / "manifest.csv")) == 780
+
+
+def test_check_of_other_hospitals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writers = {"BUS-BRA": write_bus_bra, "BrEaST": write_breast, "BUS-UCLM": write_bus_uclm}
+    said = {}
+    for name, writer in writers.items():
+        assert call("data", "check", writer(tmp_path / name), "--out", tmp_path / "out" / name) == 0
+        said[name] = " ".join(capsys.readouterr().out.split())
+        assert f"{name}: {len(read_table(tmp_path / 'out' / name / 'manifest.csv'))} images" in said[name]
+        assert "patients; splits keep each patient's images together" in said[name]
+        assert "this is a part of it" in said[name]
+    assert "BI-RADS: 2 (2), 3 (3), 4 (1), 5 (2)" in said["BUS-BRA"]
+    assert "device: GE Logiq 5 @10-12MHz (4), GE Logiq 7" in said["BUS-BRA"]
+    assert "pixel spacing: known for 9 of 9 images, 0.078 to 0.078 mm" in said["BrEaST"]
+    assert said["BrEaST"].count("name an image that is not here") == 1
+    assert "counts as malignant" in said["BUS-UCLM"]
+
+
+def test_unknown_labels_are_named_and_mapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_class_folders(tmp_path / "data", {"fibroadenoma": 2, "normal": 1})
+    assert call("data", "check", data, "--out", tmp_path / "a") == 0
+    said = capsys.readouterr().out
+    assert "1 label(s) are none of benign, malignant, normal: 'fibroadenoma' (2)" in said
+    assert "--labels labels.csv" in said
+    labels = tmp_path / "labels.csv"
+    labels.write_text("label,class\nfibroadenoma,benig\n", encoding="utf-8")
+    assert call("data", "check", data, "--labels", labels, "--out", tmp_path / "b") == 1
+    assert "did you mean benign?" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    labels.write_text("label,class\nfibroadenoma,benign\n", encoding="utf-8")
+    assert call("data", "check", data, "--labels", labels, "--out", tmp_path / "b") == 0
+    assert "none of" not in capsys.readouterr().out
+    rows = read_table(tmp_path / "b" / "manifest.csv")
+    assert [(r["label"], r["given_label"]) for r in rows] == [("benign", "fibroadenoma")] * 2 + [("normal", "normal")]
+
+
+def test_study_of_mapped_labels(tmp_path: Path, tiny_weights: Path) -> None:
+    data = write_class_folders(tmp_path / "data", {"cyst": 8, "ca": 8, "normal": 8})
+    labels = tmp_path / "labels.csv"
+    labels.write_text("label,class\ncyst,benign\nca,malignant\n", encoding="utf-8")
+    out = tmp_path / "o"
+    arguments = ["--data", data, "--weights", tiny_weights, "--out", out, "--labels", labels, *SMALL, "--no-images"]
+    assert call("study", "run", *arguments, "--set", "training.optimizers=[adam]") == 0
+    assert {r["label"] for r in read_table(out / "manifest.csv")} == {"benign", "malignant", "normal"}
+    labels.write_text("label,class\ncyst,malignant\nca,malignant\n", encoding="utf-8")
+    assert call("study", "run", *arguments, "--set", "training.optimizers=[adam]") == 1  # other data in this folder
 
 
 def test_check_keeps_a_file_of_somebody_else(data: Path, tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ Groups = Annotated[
 OwnSplit = Annotated[
     Path | None, typer.Option("--split", metavar="CSV", help="A division of your own (image,subset[,repeat,fold]).")
 ]
+Labels = Annotated[
+    Path | None,
+    typer.Option("--labels", metavar="FILE", help="Which class each label is: CSV (label,class) or YAML."),
+]
 NoImages = Annotated[bool, typer.Option("--no-images", help="Leave images of the data set out of figures and report.")]
 
 
@@ -81,12 +85,16 @@ def _root(
 def data_check(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, or a CSV with image,label.")],
     out: Annotated[Path, typer.Option(help="Where manifest.csv goes: a folder or a .csv file.")] = Path(),
+    labels: Labels = None,
     strict: Strict = False,
 ) -> None:
     """Recognise a data set, open every file, print the class table and write manifest.csv."""
     from sonobreast.data import manifest as manifests
+    from sonobreast.data.labels import read_mapping, relabel
 
     file = out if out.suffix.lower() == ".csv" else out / "manifest.csv"
+    if labels is not None:
+        read_mapping(labels)  # a mistake shows before the work
     with Progress() as (stage, advance, _):
 
         def progress(done: int, total: int) -> None:
@@ -95,6 +103,8 @@ def data_check(
             advance()
 
         manifest = manifests.build(source, strict=strict, progress=progress)
+    if labels is not None:
+        manifest = relabel(manifest, labels)
     manifests.write(file, manifest)
     print_manifest(manifest, file)
 
@@ -131,11 +141,11 @@ def data_audit(
 def data_download(
     name: Annotated[str, typer.Argument(help="Name in the catalogue, for example busi.")],
 ) -> None:
-    """Fetch a public data set (from Kaggle, with kagglehub)."""
-    from sonobreast.data.catalogue import DATA_SETS, download
+    """Fetch a public data set (from Kaggle, with kagglehub), or say where it is to be had."""
+    from sonobreast.data.catalogue import DATA_SETS, catalogue_name, download
 
     folder = download(name)
-    card = DATA_SETS[name.lower()]
+    card = DATA_SETS[catalogue_name(name)]
     console().print(f"{card.title}\n  in: {folder}\n  licence: {card.licence}\n  cite: {card.citation}", soft_wrap=True)
     console().print(f"next: sonobreast data check '{folder}'", soft_wrap=True)
 
@@ -178,6 +188,7 @@ def study_run(
     exclude: Exclude = None,
     groups: Groups = None,
     split: OwnSplit = None,
+    labels: Labels = None,
     strict: Strict = False,
     no_images: NoImages = False,
 ) -> None:
@@ -185,7 +196,7 @@ def study_run(
     from sonobreast.config import load_recipe
     from sonobreast.data.cohort import Sources
 
-    sources = Sources(data, groups, exclude, split, strict)
+    sources = Sources(data, groups, exclude, split, strict, labels)
     _run(load_recipe(recipe, overrides or ()), sources, weights, out, images=not no_images)
 
 
@@ -281,6 +292,7 @@ def train(
     exclude: Exclude = None,
     groups: Groups = None,
     split: OwnSplit = None,
+    labels: Labels = None,
     strict: Strict = False,
     no_images: NoImages = False,
 ) -> None:
@@ -290,7 +302,7 @@ def train(
 
     single = [f"model.architectures=[{architecture}]", f"training.optimizers=[{optimizer}]"]
     settings = load_recipe(recipe, [*(overrides or ()), *single])
-    _run(settings, Sources(data, groups, exclude, split, strict), weights, out, images=not no_images)
+    _run(settings, Sources(data, groups, exclude, split, strict, labels), weights, out, images=not no_images)
 
 
 def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: bool) -> None:
@@ -336,6 +348,7 @@ def evaluate(
     ] = False,
     exclude: Exclude = None,
     groups: Groups = None,
+    labels: Labels = None,
     strict: Strict = False,
     no_images: NoImages = False,
 ) -> None:
@@ -348,7 +361,7 @@ def evaluate(
 
         report = evaluate_runs(
             runs,
-            Sources(data, groups, exclude, None, strict),
+            Sources(data, groups, exclude, None, strict, labels),
             out,
             configuration=configuration,
             allow_overlap=allow_overlap,

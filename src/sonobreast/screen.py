@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,15 +113,19 @@ def print_manifest(manifest: Manifest, file: Path) -> None:
     from rich.table import Table
 
     screen = console()
-    title = {"busi": "BUSI layout", "folders": "a folder for each class", "csv": "CSV"}[manifest.layout]
+    from sonobreast.data.catalogue import DATA_SETS
+    from sonobreast.data.labels import advice, unknown_labels
+    from sonobreast.evaluation.published import class_counts
+
+    public = DATA_SETS.get(manifest.layout)
+    layouts = {"busi": "BUSI layout", "folders": "a folder for each class", "csv": "CSV"}
+    title = layouts.get(manifest.layout) or (re.split(r",| \(", public.title)[0] if public else manifest.layout)
     table = Table(title=f"{title}: {len(manifest.cases)} images", title_justify="left")
     table.add_column("class")
     for name in ("images", "masks", "Aulia 2026, Table 1"):
         table.add_column(name, justify="right")
-    from sonobreast.data.catalogue import DATA_SETS
-    from sonobreast.evaluation.published import class_counts
-
-    busi = manifest.layout == "busi" and manifest.counts == DATA_SETS["busi"].classes
+    complete = public is not None and manifest.counts == public.classes
+    busi = complete and manifest.layout == "busi"
     printed = (class_counts("aulia2026") or {}) if busi else {}
     for label, n in manifest.counts.items():
         masks = sum(len(c.masks) for c in manifest.cases if c.label == label)
@@ -132,9 +137,11 @@ def print_manifest(manifest: Manifest, file: Path) -> None:
     screen.print(table)
     if busi and printed.get("benign") == 487:
         screen.print("The paper prints 487 benign images; its own total of 780 needs 437 (487 is a misprint).")
-    if manifest.layout == "busi" and not busi:
-        complete = ", ".join(f"{n} {c}" for c, n in DATA_SETS["busi"].classes.items())
-        screen.print(f"The complete BUSI has {complete}: this is a part of it, or other data in its layout.")
+    if public is not None and not complete:
+        whole = ", ".join(f"{n} {c}" for c, n in public.classes.items())
+        name = "BUSI" if manifest.layout == "busi" else "data set"
+        screen.print(f"The complete {name} has {whole}: this is a part of it, or other data in its layout.")
+    print_known(manifest)
     patients = {c.patient for c in manifest.cases if c.patient}
     groups = len({c.group for c in manifest.cases})
     if patients:
@@ -146,8 +153,30 @@ def print_manifest(manifest: Manifest, file: Path) -> None:
             "No patients or groups are known: each image counts as independent, copies of one picture included.",
             style="yellow",
         )
+    unknown = unknown_labels(manifest.cases)
+    if unknown:
+        screen.print(advice(unknown), style="yellow", highlight=False, markup=False, soft_wrap=True)
     print_problems(manifest)
     screen.print(f"wrote {file}", highlight=False, soft_wrap=True)
+
+
+def print_known(manifest: Manifest) -> None:
+    """What else is known of the images, where it tells sites apart: a line each."""
+    from collections import Counter
+
+    for name, key in (("BI-RADS", "birads"), ("device", "device"), ("verification", "verification")):
+        values = Counter(c.extra.get(key, "") for c in manifest.cases)
+        unknown = values.pop("", 0)
+        if values and len(values) <= 12:
+            words = [f"{v} ({n})" for v, n in sorted(values.items())] + [f"not given ({unknown})"] * bool(unknown)
+            console().print(f"{name}: {', '.join(words)}", highlight=False, markup=False, soft_wrap=True)
+    spacing = sorted(c.spacing_mm for c in manifest.cases if c.spacing_mm is not None)
+    if spacing:
+        console().print(
+            f"pixel spacing: known for {len(spacing)} of {len(manifest.cases)} images, {spacing[0]:.3f} to "
+            f"{spacing[-1]:.3f} mm",
+            highlight=False,
+        )
 
 
 def print_problems(manifest: Manifest) -> None:

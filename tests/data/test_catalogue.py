@@ -6,14 +6,17 @@ import io
 import json
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.fake import COUNTS, write_busi
+from tests.fake import COUNTS, write_breast, write_bus_bra, write_bus_uclm, write_busi
 
 from sonobreast.data.catalogue import DATA_SETS, download
+from sonobreast.data.clinical_table import read_xlsx
+from sonobreast.data.folders import read_layout
 from sonobreast.data.manifest import Manifest, build
 from sonobreast.errors import SonobreastError
 
@@ -112,6 +115,32 @@ def test_off_line(kaggle: type[Kaggle], monkeypatch: pytest.MonkeyPatch) -> None
 def test_unknown_data_set() -> None:
     with pytest.raises(SonobreastError, match="did you mean busi"):
         download("bus")
+
+
+@pytest.mark.parametrize("name", ["bus_bra", "BUS-BRA", "breast", "bus-uclm"])
+def test_sets_that_a_person_downloads(name: str) -> None:
+    data_set = DATA_SETS[name.lower().replace("-", "_")]
+    with pytest.raises(SonobreastError, match="not fetched by this tool") as caught:
+        download(name)
+    for part in (data_set.page, data_set.licence, data_set.citation, data_set.layout, "sonobreast data check"):
+        assert part in caught.value.remedy
+
+
+def test_names_are_those_of_the_layouts(tmp_path: Path) -> None:
+    writers = {"busi": write_busi, "bus_bra": write_bus_bra, "breast": write_breast, "bus_uclm": write_bus_uclm}
+    assert set(DATA_SETS) == set(writers)
+    for name, writer in writers.items():
+        assert read_layout(writer(tmp_path / name)).layout == name
+
+
+def test_counts_of_breast_are_those_of_its_spreadsheet(real_data: Path) -> None:
+    tables = list((real_data / "breast").glob("*.xlsx"))
+    if not tables:
+        pytest.skip("no breast/ beside the real BUSI")
+    lines = read_xlsx(tables[0], ("classification",)).lines
+    assert Counter(line.cells["classification"] for line in lines) == DATA_SETS["breast"].classes
+    assert len({line.cells["caseid"] for line in lines}) == DATA_SETS["breast"].patients
+    assert sum(bool(line.cells["mask_tumor_filename"]) for line in lines) == DATA_SETS["breast"].masks
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 from tests.fake import tiny_recipe, write_busi
 
 from sonobreast.data.cohort import Sources
@@ -97,6 +98,39 @@ def test_images_of_the_study_are_refused(study: tuple[Path, Path], other: Path, 
     )
     assert "also in the study's own set" in page.read_text()
     assert any("1 of" in s for s in said)
+
+
+def test_a_changed_copy_of_a_study_image_is_found_where_its_images_are(
+    study: tuple[Path, Path], other: Path, tmp_path: Path
+) -> None:
+    out, own = study
+    mixed = tmp_path / "mixed"
+    shutil.copytree(other, mixed)
+    with Image.open(own / "benign" / "benign (1).png") as picture:
+        picture.save(mixed / "benign" / "benign (91).png", compress_level=1)  # other bytes, the same pixels
+    with pytest.raises(SonobreastError, match=r"1 of .* \(identical-pixels\)"):
+        evaluated(out, mixed, tmp_path / "e", configuration="frozen:test_resnet-adam")
+    moved = tmp_path / "moved"
+    shutil.copytree(out, moved)  # the images are no longer where the table says
+    said: list[str] = []
+    evaluated(moved, mixed, tmp_path / "f", configuration="frozen:test_resnet-adam", say=said.append)
+    assert any("not at hand" in s for s in said)
+
+
+def test_labels_of_ones_own_are_mapped(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
+    data = tmp_path / "unknown"
+    shutil.copytree(other, data)
+    (data / "malignant").rename(data / "carcinoma")
+    for file in (data / "carcinoma").iterdir():
+        file.rename(file.with_name(file.name.replace("malignant", "carcinoma")))
+    (tmp_path / "labels.csv").write_text("label,class\ncarcinoma,malignant\n")
+    evaluate_runs(
+        [study[0]],
+        Sources(data, labels=tmp_path / "labels.csv"),
+        tmp_path / "e",
+        configuration="frozen:test_resnet-adam",
+    )
+    assert read_json(tmp_path / "e" / "external.json")["external"]["malignant"] > 0
 
 
 def test_a_configuration_has_to_be_named(study: tuple[Path, Path], tmp_path: Path) -> None:

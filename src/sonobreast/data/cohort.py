@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sonobreast.config import Recipe
-from sonobreast.data import exclusions, groups, manifest, split
+from sonobreast.data import exclusions, groups, labels, manifest, split
 from sonobreast.data.exclusions import Exclusion
 from sonobreast.data.groups import Member
 from sonobreast.data.manifest import Manifest
@@ -33,6 +33,8 @@ class Sources:
         The person's own division; None: as the recipe says.
     strict : bool
         Stop at the first file that cannot be used.
+    labels : Path or None
+        Which class each label is (`sonobreast.data.labels.read_mapping`); None: the labels are the classes.
     """
 
     data: Path
@@ -40,6 +42,7 @@ class Sources:
     exclude: Path | None = None
     split: Path | None = None
     strict: bool = False
+    labels: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -75,23 +78,27 @@ def gather(sources: Sources, *, known: tuple[Path, str] | None = None, progress:
     Raises
     ------
     SonobreastError
-        See `manifest.build`, `groups.read` and `exclusions.read`.
+        See `manifest.build`, `groups.read`, `exclusions.read` and `labels.map_labels`.
     """
 
     def tell(stage: str, done: int, total: int) -> None:
         if progress is not None:
             progress(stage, done, total)
 
+    mapping = None if sources.labels is None else labels.read_mapping(sources.labels)
     listed = () if sources.exclude is None else exclusions.read(sources.exclude)  # a mistake shows before the work
     found = manifest.build(
         sources.data, strict=sources.strict, progress=lambda done, total: tell("reading images", done, total)
     )
 
     def without(members: Sequence[Member]) -> Cohort:
-        regrouped = groups.regroup(found, members)
-        if sources.exclude is None:
-            return Cohort(regrouped, tuple(members), ())
-        rest, left_out = exclusions.apply(regrouped, listed, sources.exclude)
+        rest = groups.regroup(found, members)
+        left_out: tuple[Exclusion, ...] = ()
+        if sources.exclude is not None:
+            rest, left_out = exclusions.apply(rest, listed, sources.exclude)
+        if mapping is not None:  # after the exclusions: an image that is left out needs no class
+            cases = labels.map_labels(rest.cases, mapping, origin=sources.labels)
+            rest = replace(rest, cases=cases)
         return Cohort(rest, tuple(members), left_out)
 
     if sources.groups is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,12 +80,19 @@ def search(manifest: Manifest, *, workers: int = 2, progress: Progress | None = 
             progress(stage, done, total or n)
 
     with quiet():
-        return find_pairs(_pictures(manifest), workers=workers, progress=tell)
+        return find_pairs(pictures(manifest), workers=workers, progress=tell)
 
 
-def _pictures(manifest: Manifest) -> Iterator[Picture]:
-    """Paths, and arrays of the pictures with 16-bit grey values, which the search does not take."""
-    for case in manifest.cases:
+def pictures(manifest: Manifest, which: Iterable[int] | None = None) -> Iterator[Picture]:
+    """Paths, and arrays of the pictures with 16-bit grey values, which the search does not take.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    which : iterable of int or None
+        Positions in ``manifest.cases``; None: all.
+    """
+    for case in manifest.cases if which is None else (manifest.cases[i] for i in which):
         path = manifest.path(case)
         try:
             with Image.open(path) as opened:

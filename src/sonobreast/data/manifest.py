@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonobreast.data.folders import Entry, Listing, read_layout
+from sonobreast.data.folders import read_layout
+from sonobreast.data.listing import Entry, Listing
+from sonobreast.data.mask_size import RESCALED, fit_mask
 from sonobreast.data.preprocess import decode, decode_mask, is_mask, quiet
 from sonobreast.errors import SonobreastError
 from sonobreast.records import LESION_CLASSES, Case, Problem, read_table, write_table
@@ -125,6 +127,7 @@ def _inspect(entry: Entry, listing: Listing) -> tuple[Case | None, list[Problem]
             )
         ]
     height, width = image.shape[:2]
+    source = entry.source or listing.layout
     masks, problems = [], []
     for path in entry.masks:
         mask_name = _relative(path, listing.root)
@@ -142,17 +145,19 @@ def _inspect(entry: Entry, listing: Listing) -> tuple[Case | None, list[Problem]
             )
             continue
         if mask.shape != (height, width):
+            fits = fit_mask(mask, width, height, source) is not None
+            what = "the mask is scaled to the image" if fits else "the image is used without this mask"
             problems.append(
                 Problem(
-                    code="mask-size",
-                    severity="error",
+                    code="mask-scaled" if fits else "mask-size",
+                    severity="warning" if source in RESCALED else "error",
                     file=mask_name,
-                    what=f"the mask is {mask.shape[1]}x{mask.shape[0]} px, its image {width}x{height} px; "
-                    "the image is used without this mask",
-                    remedy="export the mask at the image's size",
+                    what=f"the mask is {mask.shape[1]}x{mask.shape[0]} px, its image {width}x{height} px; {what}",
+                    remedy="look whether it lies on the lesion" if fits else "export the mask at the image's size",
                 )
             )
-            continue
+            if not fits:
+                continue
         masks.append(mask_name)
     if not entry.masks and listing.expects_masks:
         problems.append(
@@ -174,7 +179,7 @@ def _inspect(entry: Entry, listing: Listing) -> tuple[Case | None, list[Problem]
         height=height,
         spacing_mm=entry.spacing_mm,
         sha256=hashlib.sha256(content).hexdigest(),
-        source=entry.source or listing.layout,
+        source=source,
         extra=dict(entry.extra),
     )
     return case, problems

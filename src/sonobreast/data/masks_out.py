@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sonobreast.data.mask_size import fit_mask
 from sonobreast.data.preprocess import decode_mask, padded_box
 from sonobreast.errors import SonobreastError
 from sonobreast.records import Case, atomic
@@ -33,15 +34,16 @@ def true_mask(root: Path, case: Case) -> NDArray[np.bool_] | None:
     Raises
     ------
     SonobreastError
-        If a mask cannot be read or does not have the image's size.
+        If a mask cannot be read, or does not have the image's size and is not to be scaled (`mask_size.fit_mask`).
     """
     label = case.label.strip().casefold()
     union = np.zeros((case.height, case.width), bool)
     for name in case.masks:
-        mask = decode_mask(root / name)
-        if mask.shape != union.shape:
+        found = decode_mask(root / name)
+        mask = fit_mask(found, case.width, case.height, case.source)
+        if mask is None:
             raise SonobreastError(
-                f"the mask is {mask.shape[1]}x{mask.shape[0]} px, its image {case.width}x{case.height} px",
+                f"the mask is {found.shape[1]}x{found.shape[0]} px, its image {case.width}x{case.height} px",
                 file=root / name,
                 remedy="export the mask at the image's size",
             )

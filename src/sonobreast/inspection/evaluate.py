@@ -15,7 +15,9 @@ from sonobreast.config import dump_yaml
 from sonobreast.data import groups as group_files
 from sonobreast.data import manifest as manifests
 from sonobreast.data.cohort import Cohort, Sources, gather
+from sonobreast.data.manifest import Manifest
 from sonobreast.data.masks_out import predicted_mask_file, true_mask, write_mask
+from sonobreast.data.overlap import overlap
 from sonobreast.environment import record
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.external import analyse, averaged
@@ -131,11 +133,12 @@ def evaluate_runs(
         cohort = gather(sources, progress=tell)
         cases = sorted(cohort.manifest.cases, key=lambda c: c.image)
         _check_labels(cases, classes, cohort.manifest.root)
-        shared = _same_files(cases, runs)
+        shared = _in_the_study(cohort.manifest, runs, tell, speak)
         if shared and not allow_overlap:
             raise SonobreastError(
-                f"{len(shared)} of {len(cases)} images are also in the study's own set, first {shared[0]}: figures on "
-                "them say nothing about another hospital",
+                f"{len(shared)} of {len(cases)} images are also in the study's own set, first "
+                f"{next(iter(shared))} ({next(iter(shared.values()))}): figures on them say nothing about another "
+                "hospital",
                 file=sources.data,
                 remedy="leave them out with --exclude, or accept them with --allow-overlap",
             )
@@ -192,13 +195,28 @@ def _check_labels(cases: Sequence[Case], classes: Sequence[str], root: Path) -> 
         )
 
 
-def _same_files(cases: Sequence[Case], runs: Sequence[Path]) -> list[str]:
-    """Images whose bytes are also those of an image of the study."""
-    own: set[str] = set()
-    for study in {run.parent.parent for run in runs}:
-        if (study / "manifest.csv").is_file():
-            own |= {r["sha256"] for r in read_table(study / "manifest.csv", ("sha256",))}
-    return [c.image for c in cases if c.sha256 in own]
+def _in_the_study(
+    other: Manifest, runs: Sequence[Path], tell: Progress, speak: Callable[[str], None]
+) -> dict[str, str]:
+    """Images that are also in the study's own set, and how (`sonobreast.data.overlap`).
+
+    Where the study's images are not at hand, only files with the same bytes can be told.
+    """
+    found: dict[str, str] = {}
+    for study in sorted({run.parent.parent for run in runs}):
+        table = study / "manifest.csv"
+        if not table.is_file():
+            speak(f"{study} has no manifest.csv: whether its images are among these cannot be told")
+            continue
+        rows = read_table(table, ("image", "sha256", "root"))
+        if all((table.parent / r["root"] / r["image"]).is_file() for r in rows):
+            own = manifests.build(table, progress=lambda done, total: tell("reading the study's images", done, total))
+            found |= {pair.b: pair.kind for pair in overlap(own, other, progress=tell)}
+            continue
+        speak("the study's own images are not at hand: only files with the same bytes are told as shared")
+        digests = {r["sha256"] for r in rows}
+        found |= {c.image: "identical-file" for c in other.cases if c.sha256 in digests}
+    return found
 
 
 def _table(cases: Sequence[Case], predicted: Predicted, cohort: Cohort) -> pd.DataFrame:
