@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_real_network(name: str) -> None:
 def test_a_transformer_has_no_maps_for_a_decoder() -> None:
     found = one("test_vit")
     assert not found.segment.possible
-    assert "falling size, and it has 1" in found.segment.why_not
+    assert "rising stride, and it has 1" in found.segment.why_not
     assert (found.size_px, found.only_size) == (160, True)
 
 
@@ -172,3 +172,10 @@ def test_every_network_of_the_table_can_be_measured() -> None:
         if m.timm_name is not None:
             assert m.macs > 0, m
             assert m.licence
+        if m.kind != "classical" and m.segment.possible:
+            assert m.timm_name is not None
+            with torch.device("meta"):
+                network: Any = timm.create_model(m.timm_name, num_classes=0)
+            images = torch.zeros(1, 3, m.size_px, m.size_px, device="meta")
+            maps = network.eval().forward_intermediates(images, intermediates_only=True)
+            assert len({x.shape[-1] for x in maps}) >= listing.LEAST_MAPS, m

@@ -165,7 +165,7 @@ def _measure(timm_name: str) -> _Measured:
         except (AssertionError, RuntimeError, ValueError):
             only = True  # not 224, so at most its own
             continue
-        return _Measured(parameters, features, macs, size, only, dict(card), _segments(network, size))
+        return _Measured(parameters, features, macs, size, only, dict(card), _segments(network))
     why = "it cannot be tried without its weights"
     return _Measured(parameters, None, None, own, only, dict(card), Task(False, why), why)
 
@@ -177,21 +177,15 @@ def _forward(network: nn.Module, size: int) -> tuple[int, int]:
     return int(features.shape[1]), counter.get_total_flops() // 2
 
 
-def _segments(network: nn.Module, size: int) -> Task:
+def _segments(network: nn.Module) -> Task:
     """Whether a decoder finds the maps that it needs."""
-    if not hasattr(network, "forward_intermediates") or not getattr(network, "feature_info", None):
+    info: Any = getattr(network, "feature_info", None)
+    if not info or not hasattr(network, "forward_intermediates"):
         return Task(False, "it gives no feature maps")
-    try:
-        with torch.no_grad():
-            maps = network.forward_intermediates(  # type: ignore[operator]
-                torch.zeros(1, 3, size, size, device="meta"), intermediates_only=True
-            )
-    except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return Task(False, "it gives no feature maps")
-    sides = [int(m.shape[-1]) for m in maps]
-    falling = 1 + sum(b < a for a, b in pairwise(sides))
-    if falling < LEAST_MAPS:
-        return Task(False, f"a decoder needs {LEAST_MAPS} feature maps of falling size, and it has {falling}")
+    strides = [int(f["reduction"]) for f in (info if isinstance(info, list) else info.info)]
+    rising = 1 + sum(b > a for a, b in pairwise(strides))
+    if rising < LEAST_MAPS:
+        return Task(False, f"a decoder needs {LEAST_MAPS} feature maps of rising stride, and it has {rising}")
     return Task(True)
 
 
