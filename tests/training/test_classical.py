@@ -44,7 +44,7 @@ def _small_and_quick() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         original = study.study_metrics
         patch.setattr(study, "study_metrics", lambda *given: original(*given, resamples=1000))
-        patch.setattr(classical, "TREES", 20)
+        patch.setattr(classical, "TREES", 10)
         yield
 
 
