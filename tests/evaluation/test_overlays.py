@@ -46,6 +46,17 @@ def test_of_few_lesions_none_is_shown_twice(lesions: int, kinds: str) -> None:
         assert chosen[-1].figure == table(lesions)["dice"].min()
 
 
+def test_copies_of_one_picture_are_shown_once_and_the_worst_stays_the_worst() -> None:
+    rows = table(30)
+    ranked = rows[rows["truth"] == "lesion"].sort_values("dice", ascending=False).index
+    rows.loc[ranked, "group"] = [f"g{k // 2}" for k in range(30)]  # neighbours in rank are copies
+    chosen = [c for c in choose(rows) if c.kind != "false positive"]
+    group = dict(zip(rows["image"], rows["group"], strict=True))
+    assert len(chosen) == len({group[c.image] for c in chosen}) == 9
+    assert chosen[-1].figure == rows["dice"].min()
+    assert chosen[0].figure == rows["dice"].max()
+
+
 def test_a_large_missed_lesion_is_worse_than_a_small_one() -> None:
     rows = table(12)
     lost = rows.index[rows["truth"] == "lesion"][:5]

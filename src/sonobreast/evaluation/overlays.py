@@ -5,7 +5,7 @@ Chosen by rule and not by eye, so that a report cannot show its good cases only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +73,8 @@ class Overlay:
 def choose(table: pd.DataFrame) -> list[Chosen]:
     """Best, median and worst three test images by Dice, and the largest false positive on a normal image.
 
-    Of the first repeat and seed, all folds. No image is chosen twice: of fewer than nine lesions, fewer of each. Of
+    Of the first repeat and seed, all folds. No image is chosen twice, and no group where there are enough of them: copies
+    of one picture show one thing. Of fewer than nine lesions, fewer of each. Of
     equal Dice (missed lesions have 0) the larger lesion is the worse miss, then the name decides.
 
     Parameters
@@ -93,18 +94,32 @@ def choose(table: pd.DataFrame) -> list[Chosen]:
     )
     n = len(lesions)
     each = min(_EACH, n // 3) if n > 2 else 1
-    middle = (n - each) // 2
-    places: dict[Kind, range] = {"best": range(min(each, n))}
+    groups = lesions["group"].tolist()
+    if len(set(groups)) < 3 * each:  # too few to show no copies side by side
+        groups = list(range(n))
+    taken: set[object] = set()
+    places: dict[Kind, list[int]] = {"best": _apart(range(n), groups, each, taken)}
+    worst = _apart(range(n - 1, -1, -1), groups, each, taken) if n > 1 else []
     if n > 2:
-        places["median"] = range(middle, middle + each)
-    if n > 1:
-        places["worst"] = range(n - each, n)
+        outward = sorted(range(n), key=lambda i: (abs(2 * i - (n - 1)), i))
+        places["median"] = _apart(outward, groups, each, taken)
+    places["worst"] = worst
     chosen = [_chosen(kind, lesions.iloc[i], "dice") for kind, rows in places.items() for i in rows]
     drawn = mine[(mine["truth"] == "empty") & (mine["predicted_area_px"] > 0)]
     if len(drawn):
         largest = drawn.sort_values(["false_positive_share", "image"], ascending=[False, True]).iloc[0]
         chosen.append(_chosen("false positive", largest, "false_positive_share"))
     return chosen
+
+
+def _apart(order: Iterable[int], groups: Sequence[object], each: int, taken: set[object]) -> list[int]:
+    """The first ``each`` places, in ascending order, whose groups are not taken; these are then."""
+    found: list[int] = []
+    for i in order:
+        if len(found) < each and groups[i] not in taken:
+            taken.add(groups[i])
+            found.append(i)
+    return sorted(found)
 
 
 def _chosen(kind: Kind, row: pd.Series[float], figure: str) -> Chosen:
@@ -137,17 +152,16 @@ def overlays_plot(overlays: Sequence[Overlay], title: str) -> Figure:
                 _draw(axis, overlay)
             line[0].set_ylabel(_row_title(kind), fontsize=10)
         figure.legend(
-            title=title,
-            title_fontsize=10.5,
             handles=[
                 Line2D([], [], color=colour, ls=style, lw=2.0, label=label)
                 for (colour, style), label in ((_TRUE, "true outline"), (_PREDICTED, "predicted outline"))
             ],
-            loc="outside upper center",
+            loc="outside lower center",
             ncols=2,
             frameon=False,
             handlelength=3.2,
         )
+        figure.suptitle(title, fontsize=10.5)
     return figure
 
 
