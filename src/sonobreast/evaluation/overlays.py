@@ -73,9 +73,9 @@ class Overlay:
 def choose(table: pd.DataFrame) -> list[Chosen]:
     """Best, median and worst three test images by Dice, and the largest false positive on a normal image.
 
-    Of the first repeat and seed, all folds. No image is chosen twice, and no group where there are enough of them: copies
-    of one picture show one thing. Of fewer than nine lesions, fewer of each. Of
-    equal Dice (missed lesions have 0) the larger lesion is the worse miss, then the name decides.
+    Of the first repeat and seed, all folds. No image is chosen twice, and no group where there are enough of them:
+    copies of one picture show one thing. Of fewer than nine lesions, fewer of each. Of equal Dice (missed lesions have
+    0) the larger lesion is the worse miss, then the name decides.
 
     Parameters
     ----------
