@@ -16,12 +16,14 @@ from sonobreast.evaluation.external import (
     analyse,
     averaged,
     binary,
+    difference_of_independent,
     fit_recalibration,
     lesion_sizes,
     recalibration,
     sentences,
     threshold_for_sensitivity,
 )
+from sonobreast.evaluation.intervals import wilson
 
 
 def cases(
@@ -90,12 +92,12 @@ def found(external: pd.DataFrame, internal: pd.DataFrame | None = None) -> dict[
 
 
 def test_a_drop_is_internal_minus_external() -> None:
-    worse = found(cases(300, 0.5, seed=1))["drop"]["auc_malignant"]
+    worse = found(cases(300, 0.5, seed=1))["drop"]["decision"]["auc_malignant"]
     assert worse["low"] > 0.1
     assert worse["estimate"] == pytest.approx(worse["estimate"])
-    same = found(cases(300, 2.5, seed=2))["drop"]["auc_malignant"]
+    same = found(cases(300, 2.5, seed=2))["drop"]["decision"]["auc_malignant"]
     assert same["low"] < 0 < same["high"]
-    better = found(cases(300, 2.5, seed=2), cases(400, 0.5, seed=7))["drop"]["auc_malignant"]
+    better = found(cases(300, 2.5, seed=2), cases(400, 0.5, seed=7))["drop"]["decision"]["auc_malignant"]
     assert better["high"] < 0
 
 
@@ -105,9 +107,27 @@ def test_the_interval_of_a_drop_is_as_wide_as_two_independent_sets_make_it() -> 
     width = {k: v["high"] - v["low"] for k, v in (
         ("a", result["internal"]["decision"]["auc_malignant"]),
         ("b", result["external"]["decision"]["auc_malignant"]),
-        ("drop", result["drop"]["auc_malignant"]),
+        ("drop", result["drop"]["decision"]["auc_malignant"]),
     )}  # fmt: skip
     assert width["drop"] == pytest.approx(math.hypot(width["a"], width["b"]), rel=0.2)
+
+
+def test_the_difference_of_two_shares_is_newcombe_s() -> None:
+    """Newcombe 1998, table II, (a): 56/70 - 48/80 by method 10 (Wilson's intervals): .0524 to .3339."""
+    a, b = wilson(56, 70), wilson(48, 80)
+    gap = difference_of_independent(a.as_dict(), b.as_dict())
+    assert (gap["low"], gap["high"]) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    back = difference_of_independent(b.as_dict(), a.as_dict())
+    assert (back["low"], back["high"]) == pytest.approx((-gap["high"], -gap["low"]))
+
+
+def test_a_side_whose_resamples_do_not_vary_widens_the_difference() -> None:
+    few = cases(12, 0.0, seed=9)
+    few["label"] = ["malignant"] * 4 + ["benign"] * 8
+    few.loc[:3, "p_malignant"], few.loc[:3, "p_benign"], few.loc[:3, "p_normal"] = 1.0, 0.0, 0.0
+    drop = found(few)["drop"]["threshold"]["sensitivity_malignant"]
+    assert drop["high"] - drop["low"] > 0.3  # four of four cancers found say little
+    assert difference_of_independent({"estimate": None, "low": None, "high": None}, drop)["estimate"] is None
 
 
 def test_the_threshold_comes_from_validation_alone() -> None:
