@@ -109,9 +109,7 @@ def write(out: Path, found: Mapping[str, Any]) -> Path:
             "title": title,
             "internal": found["internal"][at][metric],
             "external": found["external"][at][metric],
-            "drop": found["drop"].get(
-                f"{metric.removesuffix('_malignant')}_at_threshold" if at == "threshold" else metric
-            ),
+            "drop": found["drop"][at][metric],
         }
         for metric, at, title in _ROWS
     ]
