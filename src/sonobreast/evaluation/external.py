@@ -369,7 +369,7 @@ def _gap(drop: Mapping[str, Any]) -> str:
         return ""
     size = f"{drop['estimate']:+.3f} (95 % interval {drop['low']:+.3f} to {drop['high']:+.3f})".replace("-", "−")
     if drop["low"] > 0:
-        return f"It loses: internal minus external is {size}."
+        return f"It does worse here: internal minus external is {size}."
     if drop["high"] < 0:
         return f"It does better here: internal minus external is {size}."
     return f"Internal minus external is {size}: these images do not show a drop, and do not exclude one of that size."

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sonobreast.config import dump_yaml
 from sonobreast.data import groups as group_files
 from sonobreast.data import manifest as manifests
+from sonobreast.data.catalogue import DATA_SETS
 from sonobreast.data.cohort import Cohort, Sources, gather
 from sonobreast.data.manifest import Manifest
 from sonobreast.data.masks_out import predicted_mask_file, true_mask, write_mask
@@ -172,7 +173,7 @@ def evaluate_runs(
         about = {
             "runs": [run.name for run in runs],
             "model": _model(runs),
-            "name": "+".join(sorted({c.source for c in cases})),
+            "name": ", ".join(_titles(cases)),
             "images": len(cases),
             "left_out": len(cohort.left_out),
             "shared": len(shared),
@@ -256,6 +257,11 @@ def _row(runs: Sequence[Path]) -> dict[str, Any]:
         "seed": 0,
         "subset": "test",
     }
+
+
+def _titles(cases: Sequence[Case]) -> list[str]:
+    """Names of the data sets: as the catalogue has them, else the folder's layout."""
+    return [DATA_SETS[s].title if s in DATA_SETS else s for s in sorted({c.source for c in cases})]
 
 
 def _model(runs: Sequence[Path]) -> str:
