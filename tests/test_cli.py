@@ -552,7 +552,7 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "0.06 M" in shown
     assert "test_vit, RandomForest" not in shown
-    assert "test_vit: cannot segment: a decoder needs 3 feature maps" in shown
+    assert "test_vit: cannot segment: a decoder needs feature maps of 3 scales" in shown
     assert "test_vit: images of 160 px only" in shown
     assert call("models", "--json", "LeNet") == 0
     assert json.loads(capsys.readouterr().out)["models"][0]["timm_name"] == "lenet_modified"
