@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from sonobreast.errors import SonobreastError, nearest
 
 Fraction = Field(gt=0.0, lt=1.0)
+DECAYING = ("adamw", "sgd", "sgdm")  # optimizers that take `Training.weight_decay`
 
 
 class Settings(BaseModel):
@@ -254,6 +255,21 @@ class Training(Settings):
         Rates of single optimizers.
     momentum : float
         Of SGDM.
+    schedule : {"constant", "cosine"}
+        Of the learning rate, step by step: as it is, or along half a cosine to 0 at the end of the last epoch
+        (Loshchilov and Hutter 2017, "SGDR", without restarts). Early stopping cuts it off.
+    warmup : float
+        Epochs (parts of one too) over which the rate grows linearly to its full height first (Goyal 2017, "Accurate,
+        Large Minibatch SGD", section 2.2); the cosine takes the rest.
+    weight_decay : float or None
+        For adamw decoupled (``p -= rate x decay x p``; Loshchilov and Hutter 2019); for sgd and sgdm added to the
+        gradient, which for sgd is the same and for sgdm goes through the momentum. Vectors (biases, the gains of norms)
+        never decay. None: PyTorch's own, 0.01 of every tensor for adamw, 0 for the others.
+    label_smoothing : float
+        Share of the target that is spread evenly over all classes (Szegedy 2016, section 7). The validation loss is
+        never smoothed.
+    gradient_clip : float or None
+        Largest norm of the gradient of all weights together; a longer one is shortened (Pascanu 2013). None: none.
     class_weights : {"balanced", "none"}
         ``balanced``: n / (classes x n of the class), from the training subset.
     seeds : tuple of int
@@ -264,11 +280,25 @@ class Training(Settings):
     learning_rate: float = Field(1e-4, gt=0.0, allow_inf_nan=False)
     learning_rates: dict[str, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] = {}
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    weight_decay: float | None = Field(None, ge=0.0, allow_inf_nan=False)
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    gradient_clip: float | None = Field(None, gt=0.0, allow_inf_nan=False)
     batch_size: int = Field(32, ge=1)
     epochs: int = Field(50, ge=1)
     early_stopping: EarlyStopping | None = EarlyStopping()
     class_weights: Literal["balanced", "none"] = "balanced"
     seeds: tuple[int, ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _settings_that_fit(self) -> Training:
+        if self.warmup >= self.epochs and self.warmup > 0:
+            raise ValueError(f"warmup must be less than epochs ({self.epochs}): the full rate would never be reached")
+        without = [o for o in self.optimizers if o not in DECAYING]
+        if self.weight_decay is not None and without:
+            raise ValueError(f"weight_decay is for {', '.join(DECAYING)}, not for {', '.join(without)}")
+        return self
 
 
 class Recipe(Settings):

@@ -32,6 +32,7 @@ from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
 from sonobreast.records import Row, is_full
 from sonobreast.training.augment import draw_views, warp
+from sonobreast.training.head_settings import check_head_settings
 from sonobreast.training.optimizers import build_optimizer
 from sonobreast.training.view_file import Part, plan_views, read_view, write_view
 
@@ -378,12 +379,14 @@ def class_weights(label: Tensor, classes: int, recipe: Recipe) -> Tensor:
     return len(label) / (classes * count.float())
 
 
-def weighted_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+def weighted_loss(logits: Tensor, label: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy as Keras weights it: each image's loss times its class' weight, mean over the batch.
 
-    (PyTorch's own ``weight`` divides by the sum of the weights instead.)
+    (PyTorch's own ``weight`` divides by the sum of the weights instead.) ``smoothing`` is the share of the target that
+    is spread over all classes; the weight is that of the image's true class even so.
     """
-    return (functional.cross_entropy(logits, label, reduction="none") * weight[label]).mean()
+    each = functional.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
+    return (each * weight[label]).mean()
 
 
 @dataclass
@@ -445,7 +448,10 @@ def fit_head(
     ------
     Diverged
         If the loss is not a finite number.
+    SonobreastError
+        As `check_head_settings`.
     """
+    check_head_settings(recipe)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

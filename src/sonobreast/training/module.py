@@ -43,7 +43,7 @@ from sonobreast.training.frozen import (
     number_of_views,
     weighted_loss,
 )
-from sonobreast.training.optimizers import build_optimizer
+from sonobreast.training.optimizers import build_optimizer, rate_factor
 from sonobreast.training.speed import fastest
 
 Precision = Literal["float32", "bfloat16"]
@@ -83,6 +83,7 @@ class FineTuning(lightning.LightningModule):
         self.images = images
         self.recipe = recipe
         self.optimizer_name = optimizer
+        self.training_images = len(train)
         self.dtype_of_steps = _DTYPE[precision]
         self.head = head_of(backbone, len(images.classes), recipe)
         self.changed = trainable_tensors(backbone, recipe)
@@ -150,7 +151,7 @@ class FineTuning(lightning.LightningModule):
         index, inputs, truth = batch
         label = self.inputs.label[index.to(self.inputs.device)]
         logits, mask = self(inputs)
-        loss = weighted_loss(logits, label, self.weight)
+        loss = weighted_loss(logits, label, self.weight, self.recipe.training.label_smoothing)
         if mask is not None and truth is not None:
             settings = self.recipe.segmentation
             loss = settings.classification * loss + mask_loss(mask, truth, self.known(index), settings)
@@ -168,9 +169,14 @@ class FineTuning(lightning.LightningModule):
         assert self.inputs.masks is not None
         return torch.from_numpy(self.inputs.masks.known[index.cpu().numpy()]).to(self.inputs.device)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        return build_optimizer(self.optimizer_name, parameters, self.recipe.training)
+    def configure_optimizers(self) -> Any:
+        settings = self.recipe.training
+        optimizer = build_optimizer(self.optimizer_name, [p for p in self.parameters() if p.requires_grad], settings)
+        if settings.schedule == "constant" and settings.warmup == 0:
+            return optimizer
+        steps = -(-self.training_images // settings.batch_size)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, settings))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained_state(self) -> dict[str, Tensor]:
         """A copy of what training changes."""
@@ -271,6 +277,7 @@ def fit_network(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            gradient_clip_val=recipe.training.gradient_clip,
         )
         _run(trainer, module, Ahead(loader, lambda index: module.inputs.with_masks(index, module.view())))
         module.load_state_dict(_full_names(judge.best), strict=False)

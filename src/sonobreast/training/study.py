@@ -39,6 +39,7 @@ from sonobreast.training.classical import fit_classical, prepare
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.folder import alone, is_left_over
 from sonobreast.training.frozen import Bank, Fitted, Images, augmented_views, bank_size, cache_key, compute_bank
+from sonobreast.training.head_settings import check_head_settings
 from sonobreast.training.module import Precision
 from sonobreast.training.optimizers import check_optimizer
 from sonobreast.training.overlays import draw_overlays
@@ -124,6 +125,10 @@ def run_study(
     for optimizer in recipe.training.optimizers:
         check_optimizer(optimizer)
     check_architectures(recipe, weights)
+    for name in recipe.model.architectures:
+        model = recipe_for(recipe, name).model
+        if read_architecture(name).kind == "network" and (model.backbone, model.uncovered) == ("frozen", "cut"):
+            check_head_settings(recipe)
     with alone(out):
         reporter.stage("reading images", 0)
         sources = data if isinstance(data, Sources) else Sources(data)
@@ -308,6 +313,7 @@ def _bank(
     out: Path,
     reporter: Reporter,
 ) -> Bank:
+    check_head_settings(recipe)
     used = {r.image for r in rows if r.subset == "train"}
     trained_on: NDArray[np.intp] = np.asarray([i for i, n in enumerate(images.names) if n in used], np.intp)
     reporter.stage(f"{architecture}: features", bank_size(len(images.names), len(trained_on), recipe))
