@@ -270,6 +270,12 @@ class Training(Settings):
         never smoothed.
     gradient_clip : float or None
         Largest norm of the gradient of all weights together; a longer one is shortened (Pascanu 2013). None: none.
+    averaging : {"none", "ema"}
+        ``ema``: validation, early stopping, the kept epoch and all predictions take the exponential moving average of
+        the trained weights (and of batch norms' statistics, where those are trained) instead of the last step's.
+    ema_decay : float
+        Share of the average that stays at each step, reached as (1 + n) / (10 + n) after n steps: 0.99 remembers about
+        the last 100 steps, 0.999 the last 1,000.
     class_weights : {"balanced", "none"}
         ``balanced``: n / (classes x n of the class), from the training subset.
     seeds : tuple of int
@@ -285,6 +291,8 @@ class Training(Settings):
     weight_decay: float | None = Field(None, ge=0.0, allow_inf_nan=False)
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     gradient_clip: float | None = Field(None, gt=0.0, allow_inf_nan=False)
+    averaging: Literal["none", "ema"] = "none"
+    ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
     batch_size: int = Field(32, ge=1)
     epochs: int = Field(50, ge=1)
     early_stopping: EarlyStopping | None = EarlyStopping()

@@ -11,6 +11,7 @@ _OF_WHOLE_NETWORKS = (
     "training.weight_decay",
     "training.label_smoothing",
     "training.gradient_clip",
+    "training.averaging",
 )
 
 

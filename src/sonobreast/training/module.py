@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import lightning
@@ -29,6 +29,7 @@ from sonobreast.models.heads import build_head
 from sonobreast.models.joint import JointHead, mask_loss
 from sonobreast.models.quick import plan_quick, quick
 from sonobreast.models.zoo import Backbone, fresh_network, tensors_of_last_stages
+from sonobreast.training.averaging import Averaging
 from sonobreast.training.batches import Ahead, Batch, Inputs, parts
 from sonobreast.training.frozen import (
     Epoch,
@@ -178,11 +179,15 @@ class FineTuning(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """What training changes, by the names of a run's file: ``head.`` and ``backbone.``."""
+        state = {f"head.{k}": v for k, v in self.head.state_dict(keep_vars=True).items()}
+        network = self.backbone.network.state_dict(keep_vars=True)
+        return state | {f"backbone.{k}": v for k, v in network.items() if k in self.changed}
+
     def trained_state(self) -> dict[str, Tensor]:
-        """A copy of what training changes."""
-        state = {f"head.{k}": v for k, v in self.head.state_dict().items()}
-        state |= {f"backbone.{k}": v for k, v in self.backbone.network.state_dict().items() if k in self.changed}
-        return {k: v.detach().cpu().clone() for k, v in state.items()}
+        """A copy of `trained_tensors`."""
+        return {k: v.detach().cpu().clone() for k, v in self.trained_tensors().items()}
 
     @torch.inference_mode()
     def outputs(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -201,10 +206,16 @@ class FineTuning(lightning.LightningModule):
 
 
 class _Judge(Callback):
-    """After each epoch: validation figures, best weights, early stopping, by the same rules as for frozen features."""
+    """After each epoch: validation figures, best weights, early stopping, by the same rules as for frozen features.
 
-    def __init__(self, validation: NDArray[np.intp], progress: Progress | None) -> None:
+    With ``averaging`` all of it is of the averaged weights.
+    """
+
+    def __init__(
+        self, validation: NDArray[np.intp], progress: Progress | None, averaging: Averaging | None = None
+    ) -> None:
         self.validation = validation
+        self.averaging = averaging
         self.progress = progress
         self.history: list[Epoch] = []
         self.watch: Watch | None = None
@@ -220,7 +231,13 @@ class _Judge(Callback):
         return self.kept
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        module: FineTuning = pl_module
+        average = None if self.averaging is None else self.averaging.average
+        with nullcontext() if average is None else average.shown():
+            self._look(trainer, pl_module)
+        if self.progress is not None:
+            self.progress(1)
+
+    def _look(self, trainer: Any, module: FineTuning) -> None:
         self.watch = self.watch or Watch(module.recipe.training.early_stopping)
         found = zip(parts(self.validation), module.outputs(self._inputs(module)), strict=True)
         logits, masks = _judged(found, module)
@@ -232,8 +249,6 @@ class _Judge(Callback):
             self.best, self.best_logits = module.trained_state(), logits
         if self.watch.over:
             trainer.should_stop = True
-        if self.progress is not None:
-            self.progress(1)
 
 
 def fit_network(
@@ -267,12 +282,13 @@ def fit_network(
             shuffle=True,
             generator=torch.Generator().manual_seed(seed),
         )
-        judge = _Judge(validation, progress)
+        averaging = Averaging(recipe.training.ema_decay) if recipe.training.averaging == "ema" else None
+        judge = _Judge(validation, progress, averaging)
         trainer = lightning.Trainer(
             max_epochs=recipe.training.epochs,
             accelerator=device().type,
             devices=1,
-            callbacks=[judge],
+            callbacks=[judge] if averaging is None else [averaging, judge],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
