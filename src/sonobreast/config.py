@@ -309,6 +309,19 @@ class Training(Settings):
         return self
 
 
+class Inference(Settings):
+    """How a trained network is asked, in validation, testing and wherever the run is used later.
+
+    Attributes
+    ----------
+    flips : bool
+        Probabilities and masks are means over the image and its mirror image, at twice the time. What scikit-learn
+        fitted (forests, fusions) is asked once all the same.
+    """
+
+    flips: bool = False
+
+
 class Recipe(Settings):
     """All settings of a study.
 
@@ -330,6 +343,7 @@ class Recipe(Settings):
     model: Model
     segmentation: Segmentation = Segmentation()
     training: Training = Training()
+    inference: Inference = Inference()
     ours: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ _OF_WHOLE_NETWORKS = (
     "training.label_smoothing",
     "training.gradient_clip",
     "training.averaging",
+    "inference.flips",
 )
 
 

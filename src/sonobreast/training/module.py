@@ -27,6 +27,7 @@ from sonobreast.environment import processor
 from sonobreast.models.forward import has_bfloat16
 from sonobreast.models.heads import build_head
 from sonobreast.models.joint import JointHead, mask_loss
+from sonobreast.models.mirror import with_mirror
 from sonobreast.models.quick import plan_quick, quick
 from sonobreast.models.zoo import Backbone, fresh_network, tensors_of_last_stages
 from sonobreast.training.averaging import Averaging
@@ -191,11 +192,14 @@ class FineTuning(lightning.LightningModule):
 
     @torch.inference_mode()
     def outputs(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What `forward` gives for images as they are, in inference mode and on the CPU, part by part."""
+        """What `forward` gives for images as they are, in inference mode and on the CPU, part by part.
+
+        With ``inference.flips`` each is averaged with that of the mirror image.
+        """
         modes = [(m, m.training) for m in self.modules()]
         self.eval()
         for batch in batches:
-            logits, mask = self(batch)
+            logits, mask = with_mirror(self, batch) if self.recipe.inference.flips else self(batch)
             yield logits.cpu(), None if mask is None else mask.cpu()
         for module, mode in modes:
             module.training = mode
