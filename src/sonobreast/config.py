@@ -108,6 +108,25 @@ class Augment(Settings):
         Mirror half of the images.
     brightness : float
         Largest relative change of the grey values.
+    aspect : float
+        Largest relative change of the ratio of width to height, at the same area: scanners, crops and ``stretch`` to a
+        square change it. (``zoom`` draws each axis apart, so it changes scale and ratio together.)
+    lesion_zoom : float
+        Probability with which a window about the lesion is shown. Scale and probability are the same for images
+        without a lesion, whose window lies where another training image's would
+        (`sonobreast.training.lesion_window`). Needs masks.
+    lesion_window : float
+        Smallest side of that window, as a share of the picture's.
+    gain : float
+        Largest change of the overall gain, decibels of a display of 60 dB (`sonobreast.training.appearance`).
+    depth_attenuation : float
+        Largest change at any depth of a smooth factor along it, decibels: a time-gain compensation set too high or low.
+    contrast : float
+        The grey map's exponent is drawn between 1 / (1 + contrast) and 1 + contrast: dynamic range and grey map.
+    speckle : float
+        Largest standard deviation of multiplicative noise of the echoes, in grains, decibels.
+    blur : float
+        Largest standard deviation of a Gaussian, as a share of the side: a coarser scanner.
     fill : {"nearest", "reflect", "constant"}
         What is shown outside the image: its edge, its mirror image, or black.
     views : int or None
@@ -122,8 +141,21 @@ class Augment(Settings):
     horizontal_flip: bool = False
     vertical_flip: bool = False
     brightness: float = Field(0.0, ge=0.0, le=1.0)
+    aspect: float = Field(0.0, ge=0.0, le=2.0)
+    lesion_zoom: float = Field(0.0, ge=0.0, le=1.0)
+    lesion_window: float = Field(0.5, ge=0.1, le=1.0)
+    gain: float = Field(0.0, ge=0.0, le=30.0)
+    depth_attenuation: float = Field(0.0, ge=0.0, le=30.0)
+    contrast: float = Field(0.0, ge=0.0, le=2.0)
+    speckle: float = Field(0.0, ge=0.0, le=15.0)
+    blur: float = Field(0.0, ge=0.0, le=0.05)
     fill: Literal["nearest", "reflect", "constant"] = "nearest"
     views: int | None = Field(None, ge=1)
+
+    def geometry(self) -> Augment:
+        """The same without changes of the grey values: what happens to a mask."""
+        grey = ("brightness", "gain", "depth_attenuation", "contrast", "speckle", "blur")
+        return self.model_copy(update=dict.fromkeys(grey, 0.0))
 
 
 class Head(Settings):

@@ -13,6 +13,7 @@ _OF_WHOLE_NETWORKS = (
     "training.gradient_clip",
     "training.averaging",
     "inference.flips",
+    "augment.lesion_zoom",  # its views depend on the training subset, stored ones serve all folds
 )
 
 

@@ -91,7 +91,7 @@ class FineTuning(lightning.LightningModule):
         self.changed = trainable_tensors(backbone, recipe)
         for name, parameter in backbone.network.named_parameters():
             parameter.requires_grad_(name in self.changed)
-        self.inputs = Inputs(images, recipe, backbone, seed, device())
+        self.inputs = Inputs(images, recipe, backbone, seed, device(), train)
         # Of a cut network only a part is called, in a way of timm's own; no cut network is fine-tuned.
         self.plan = plan_quick(backbone.network, self.inputs(train[:1], None).cpu())
         self.train()  # Lightning keeps the modes it finds, and a backbone comes in inference mode

@@ -212,16 +212,17 @@ def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: 
     pixels = open_store(paths, digests, recipe.preprocess, progress=stages(reporter), say=reporter.say)
     label = torch.tensor([classes.index(c.label) for c in ordered])
     masks = None
-    if any(decoder_of(a) for a in recipe.model.architectures):
+    segments = any(decoder_of(a) for a in recipe.model.architectures)
+    if segments or recipe.augment.lesion_zoom > 0:
         masks = open_masks(manifest.root, ordered, recipe.preprocess, stages(reporter))
         unknown = len(ordered) - int(masks.known.sum())
-        if unknown == len(ordered):
+        if segments and unknown == len(ordered):
             raise SonobreastError(
                 "no image has a mask, so no network can learn to segment",
                 file=manifest.root,
                 remedy="add masks (NAME_mask.png beside each image), or take networks that classify only",
             )
-        if unknown:
+        if segments and unknown:
             reporter.say(f"{unknown} of {len(ordered)} images have no mask: they teach the class alone")
     return Images(pixels, tuple(c.image for c in ordered), label, classes, masks)
 
