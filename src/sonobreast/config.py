@@ -85,12 +85,16 @@ class Preprocess(Settings):
         ``stretch`` ignores the aspect ratio (as Keras' generators do), ``pad`` keeps it and fills with black.
     scaling : {"unit", "symmetric", "weights"}
         Pixel values in [0, 1], in [-1, 1], or normalised with the mean and spread of the weights' own training.
+    inpaint_marks : bool
+        Fill burned-in text, calipers and other graphics before resizing (`sonobreast.data.inpaint`), when an image is
+        decoded: in training, testing and later use alike. Needs SciPy there too, and some 20 ms an image.
     """
 
     size: int = Field(224, ge=32, le=2048)
     interpolation: Literal["nearest", "bilinear", "bicubic", "area"] = "bilinear"
     aspect: Literal["stretch", "pad"] = "stretch"
     scaling: Literal["unit", "symmetric", "weights"] = "weights"
+    inpaint_marks: bool = False
 
 
 class Augment(Settings):
