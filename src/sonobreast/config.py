@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from sonobreast.errors import SonobreastError, nearest
 
 Fraction = Field(gt=0.0, lt=1.0)
+DECAYING = ("adamw", "sgd", "sgdm")  # optimizers that take `Training.weight_decay`
 
 
 class Settings(BaseModel):
@@ -84,12 +85,16 @@ class Preprocess(Settings):
         ``stretch`` ignores the aspect ratio (as Keras' generators do), ``pad`` keeps it and fills with black.
     scaling : {"unit", "symmetric", "weights"}
         Pixel values in [0, 1], in [-1, 1], or normalised with the mean and spread of the weights' own training.
+    inpaint_marks : bool
+        Fill burned-in text, calipers and other graphics before resizing (`sonobreast.data.inpaint`), when an image is
+        decoded: in training, testing and later use alike. Needs SciPy there too, and some 20 ms an image.
     """
 
     size: int = Field(224, ge=32, le=2048)
     interpolation: Literal["nearest", "bilinear", "bicubic", "area"] = "bilinear"
     aspect: Literal["stretch", "pad"] = "stretch"
     scaling: Literal["unit", "symmetric", "weights"] = "weights"
+    inpaint_marks: bool = False
 
 
 class Augment(Settings):
@@ -107,6 +112,25 @@ class Augment(Settings):
         Mirror half of the images.
     brightness : float
         Largest relative change of the grey values.
+    aspect : float
+        Largest relative change of the ratio of width to height, at the same area: scanners, crops and ``stretch`` to a
+        square change it. (``zoom`` draws each axis apart, so it changes scale and ratio together.)
+    lesion_zoom : float
+        Probability with which a window about the lesion is shown. Scale and probability are the same for images
+        without a lesion, whose window lies where another training image's would
+        (`sonobreast.training.lesion_window`). Needs masks.
+    lesion_window : float
+        Smallest side of that window, as a share of the picture's.
+    gain : float
+        Largest change of the overall gain, decibels of a display of 60 dB (`sonobreast.training.appearance`).
+    depth_attenuation : float
+        Largest change at any depth of a smooth factor along it, decibels: a time-gain compensation set too high or low.
+    contrast : float
+        The grey map's exponent is drawn between 1 / (1 + contrast) and 1 + contrast: dynamic range and grey map.
+    speckle : float
+        Largest standard deviation of multiplicative noise of the echoes, in grains, decibels.
+    blur : float
+        Largest standard deviation of a Gaussian, as a share of the side: a coarser scanner.
     fill : {"nearest", "reflect", "constant"}
         What is shown outside the image: its edge, its mirror image, or black.
     views : int or None
@@ -121,8 +145,21 @@ class Augment(Settings):
     horizontal_flip: bool = False
     vertical_flip: bool = False
     brightness: float = Field(0.0, ge=0.0, le=1.0)
+    aspect: float = Field(0.0, ge=0.0, le=2.0)
+    lesion_zoom: float = Field(0.0, ge=0.0, le=1.0)
+    lesion_window: float = Field(0.5, ge=0.1, le=1.0)
+    gain: float = Field(0.0, ge=0.0, le=30.0)
+    depth_attenuation: float = Field(0.0, ge=0.0, le=30.0)
+    contrast: float = Field(0.0, ge=0.0, le=2.0)
+    speckle: float = Field(0.0, ge=0.0, le=15.0)
+    blur: float = Field(0.0, ge=0.0, le=0.05)
     fill: Literal["nearest", "reflect", "constant"] = "nearest"
     views: int | None = Field(None, ge=1)
+
+    def geometry(self) -> Augment:
+        """The same without changes of the grey values: what happens to a mask."""
+        grey = ("brightness", "gain", "depth_attenuation", "contrast", "speckle", "blur")
+        return self.model_copy(update=dict.fromkeys(grey, 0.0))
 
 
 class Head(Settings):
@@ -254,6 +291,27 @@ class Training(Settings):
         Rates of single optimizers.
     momentum : float
         Of SGDM.
+    schedule : {"constant", "cosine"}
+        Of the learning rate, step by step: as it is, or along half a cosine to 0 at the end of the last epoch
+        (Loshchilov and Hutter 2017, "SGDR", without restarts). Early stopping cuts it off.
+    warmup : float
+        Epochs (parts of one too) over which the rate grows linearly to its full height first (Goyal 2017, "Accurate,
+        Large Minibatch SGD", section 2.2); the cosine takes the rest.
+    weight_decay : float or None
+        For adamw decoupled (``p -= rate x decay x p``; Loshchilov and Hutter 2019); for sgd and sgdm added to the
+        gradient, which for sgd is the same and for sgdm goes through the momentum. Vectors (biases, the gains of norms)
+        never decay. None: PyTorch's own, 0.01 of every tensor for adamw, 0 for the others.
+    label_smoothing : float
+        Share of the target that is spread evenly over all classes (Szegedy 2016, section 7). The validation loss is
+        never smoothed.
+    gradient_clip : float or None
+        Largest norm of the gradient of all weights together; a longer one is shortened (Pascanu 2013). None: none.
+    averaging : {"none", "ema"}
+        ``ema``: validation, early stopping, the kept epoch and all predictions take the exponential moving average of
+        the trained weights (and of batch norms' statistics, where those are trained) instead of the last step's.
+    ema_decay : float
+        Share of the average that stays at each step, reached as (1 + n) / (10 + n) after n steps: 0.99 remembers about
+        the last 100 steps, 0.999 the last 1,000.
     class_weights : {"balanced", "none"}
         ``balanced``: n / (classes x n of the class), from the training subset.
     seeds : tuple of int
@@ -264,11 +322,40 @@ class Training(Settings):
     learning_rate: float = Field(1e-4, gt=0.0, allow_inf_nan=False)
     learning_rates: dict[str, Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] = {}
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    weight_decay: float | None = Field(None, ge=0.0, allow_inf_nan=False)
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    gradient_clip: float | None = Field(None, gt=0.0, allow_inf_nan=False)
+    averaging: Literal["none", "ema"] = "none"
+    ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
     batch_size: int = Field(32, ge=1)
     epochs: int = Field(50, ge=1)
     early_stopping: EarlyStopping | None = EarlyStopping()
     class_weights: Literal["balanced", "none"] = "balanced"
     seeds: tuple[int, ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _settings_that_fit(self) -> Training:
+        if self.warmup >= self.epochs and self.warmup > 0:
+            raise ValueError(f"warmup must be less than epochs ({self.epochs}): the full rate would never be reached")
+        without = [o for o in self.optimizers if o not in DECAYING]
+        if self.weight_decay is not None and without:
+            raise ValueError(f"weight_decay is for {', '.join(DECAYING)}, not for {', '.join(without)}")
+        return self
+
+
+class Inference(Settings):
+    """How a trained network is asked, in validation, testing and wherever the run is used later.
+
+    Attributes
+    ----------
+    flips : bool
+        Probabilities and masks are means over the image and its mirror image, at twice the time. What scikit-learn
+        fitted (forests, fusions) is asked once all the same.
+    """
+
+    flips: bool = False
 
 
 class Recipe(Settings):
@@ -292,6 +379,7 @@ class Recipe(Settings):
     model: Model
     segmentation: Segmentation = Segmentation()
     training: Training = Training()
+    inference: Inference = Inference()
     ours: dict[str, str] = {}
 
     @model_validator(mode="after")

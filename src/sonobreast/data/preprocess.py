@@ -1,4 +1,7 @@
-"""Decode, resize and scale an image. NumPy and Pillow only, so that training and serving share every line."""
+"""Decode, resize and scale an image. NumPy and Pillow only, so that training and serving share every line.
+
+The one exception is asked for by name: ``inpaint_marks`` needs SciPy.
+"""
 
 from __future__ import annotations
 
@@ -103,6 +106,23 @@ def decode_mask(source: Path | bytes) -> NDArray[np.bool_]:
     level = _brightest(rgb)
     # Some tools write the lesion as 1 instead of 255: half of the largest value tells the two apart.
     return np.asarray(level > level.max() // 2 if level.max() > 0 else np.zeros(level.shape, bool))
+
+
+def prepare(image: NDArray[np.uint8], settings: Preprocess) -> NDArray[np.uint8]:
+    """A decoded RGB image as a network is to see it, before scaling: marks filled if the settings say so, resized.
+
+    Parameters and result as `resize`.
+
+    Raises
+    ------
+    SonobreastError
+        If marks are to be filled and SciPy is not installed; nothing else here needs it.
+    """
+    if settings.inpaint_marks:
+        from sonobreast.data.inpaint import without_marks
+
+        image = without_marks(image)
+    return resize(image, settings)
 
 
 def resize(image: NDArray[np.uint8], settings: Preprocess) -> NDArray[np.uint8]:

@@ -31,9 +31,10 @@ import PIL
 from numpy.typing import NDArray
 
 from sonobreast.config import Preprocess
+from sonobreast.data import inpaint
 from sonobreast.data.mapped import Mapped
 from sonobreast.data.pixels import Pixels
-from sonobreast.data.preprocess import decode, quiet, resize
+from sonobreast.data.preprocess import decode, prepare, quiet
 from sonobreast.data.store_room import limit_in_bytes, locked, make_room, remove, remove_left_overs
 from sonobreast.environment import available_memory, home
 from sonobreast.errors import SonobreastError
@@ -119,7 +120,11 @@ def open_store(
 
 def key_of(digests: Sequence[str], settings: Preprocess) -> str:
     """Name of a store, 32 hexadecimal digits: of contents and order of the images, settings and versions."""
-    made_with = [VERSION, PIL.__version__, settings.size, settings.interpolation, settings.aspect]
+    made_with: list[object] = [VERSION, PIL.__version__, settings.size, settings.interpolation, settings.aspect]
+    if settings.inpaint_marks:
+        import scipy
+
+        made_with += ["inpaint_marks", inpaint.VERSION, scipy.__version__]
     return hashlib.sha256(json.dumps([made_with, list(digests)]).encode()).hexdigest()[:32]
 
 
@@ -141,7 +146,7 @@ def _decoded(
     chunk = np.empty((step, settings.size, settings.size, 3), np.uint8)
 
     def put(start: int, i: int) -> None:
-        chunk[i - start] = resize(_read_image(paths[i], digests[i]), settings)
+        chunk[i - start] = prepare(_read_image(paths[i], digests[i]), settings)
 
     with quiet(), ThreadPoolExecutor(cores) as pool:
         try:

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sonobreast.config import Recipe
+from sonobreast.config import Augment, Recipe
 from sonobreast.data.preprocess import scaling_constants
 from sonobreast.models.zoo import Backbone
-from sonobreast.training.augment import draw_views, warp
+from sonobreast.training.augment import Views, draw_views, warp
 from sonobreast.training.frozen import Images
+from sonobreast.training.lesion_window import measure_boxes
 
 Made = tuple[Tensor, Tensor | None]
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -32,10 +33,27 @@ class Inputs:
     ----------
     seed : int
         Of the augmentation.
+    train : ndarray of int or None
+        The training subset, whose lesions ``augment.lesion_zoom`` may borrow; None: all images.
+
+    Raises
+    ------
+    SonobreastError
+        As `measure_boxes`.
     """
 
-    def __init__(self, images: Images, recipe: Recipe, backbone: Backbone, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: Images,
+        recipe: Recipe,
+        backbone: Backbone,
+        seed: int,
+        device: torch.device,
+        train: NDArray[np.intp] | None = None,
+    ) -> None:
         self.images, self.recipe, self.seed, self.device = images, recipe, seed, device
+        pool = np.arange(len(images.names)) if train is None else train
+        self.boxes = measure_boxes(images.masks, pool) if recipe.augment.lesion_zoom > 0 else None
         self.masks = None if backbone.decoder is None else images.masks
         mean, std = scaling_constants(recipe.preprocess.scaling, backbone.mean, backbone.std)
         self.mean, self.std = (
@@ -57,7 +75,7 @@ class Inputs:
             taken = torch.from_numpy(self.images.pixels[index]).to(self.device)
         unit = taken.permute(0, 3, 1, 2).float().div_(255.0)  # channels last in memory, as the bytes are
         if view is not None:
-            drawn = draw_views([self.images.names[i] for i in index], view, self.seed, self.recipe.augment)
+            drawn = self._drawn(index, view, self.recipe.augment)
             unit = warp(unit, drawn, self.recipe.augment).contiguous(memory_format=torch.channels_last)
         return unit.sub_(self.mean).div_(self.std)
 
@@ -70,10 +88,13 @@ class Inputs:
             return self(index, view), None
         mask = torch.from_numpy(self.masks.resized(index)).to(self.device)[:, None].float()
         if view is not None:
-            settings = self.recipe.augment.model_copy(update={"brightness": 0.0})
-            drawn = draw_views([self.images.names[i] for i in index], view, self.seed, settings)
-            mask = warp(mask, drawn, settings)
+            settings = self.recipe.augment.geometry()
+            mask = warp(mask, self._drawn(index, view, settings), settings)
         return self(index, view), mask
+
+    def _drawn(self, index: NDArray[np.intp], view: int, settings: Augment) -> Views:
+        boxes = None if self.boxes is None else self.boxes.of(index)
+        return draw_views([self.images.names[i] for i in index], view, self.seed, settings, boxes)
 
 
 class Ahead:

@@ -18,6 +18,7 @@ from sonobreast.models.zoo import load_backbone
 from sonobreast.records import PREDICTION_COLUMNS, Assignment, Run
 from sonobreast.training.fit import Fold, fold_of
 from sonobreast.training.frozen import Fitted, Images, bank_size, cache_key, compute_bank
+from sonobreast.training.head_settings import check_head_settings
 from sonobreast.training.many_heads import Job, fit_heads
 from sonobreast.training.study import Reporter, stages
 
@@ -102,13 +103,14 @@ def train_designs(
     ------
     SonobreastError
         If the recipe trains a backbone, or the weights cover it in part and it is not cut; for an architecture that is
-        no plain network.
+        no plain network; as `check_head_settings`.
     """
     if recipe.model.backbone != "frozen" or recipe.model.uncovered != "cut":
         raise SonobreastError(
             "many divisions are trained on the features of a frozen backbone only",
             remedy="use a recipe with model.backbone: frozen and model.uncovered: cut",
         )
+    check_head_settings(recipe)
     for name in recipe.model.architectures:
         found = read_architecture(name)
         if found.kind != "network" or found.mode == "finetune":

@@ -30,6 +30,7 @@ from sonobreast.evaluation.summary import figures, scored
 from sonobreast.models import classical
 from sonobreast.models.heads import build_head
 from sonobreast.models.joint import JointHead
+from sonobreast.models.mirror import mean_mask, with_mirror
 from sonobreast.models.zoo import Backbone, Coverage, restore_backbone
 from sonobreast.records import (
     PREDICTION_COLUMNS,
@@ -304,22 +305,39 @@ class TrainedNetwork(nn.Module):
 
     What scikit-learn fitted stands in the head's place (`sonobreast.models.classical.EstimatorHead`), and handcrafted
     features in the backbone's.
+
+    Parameters
+    ----------
+    flips : bool
+        Whether everything is averaged with what the mirror image gives (``inference.flips``); the logits are then the
+        logarithms of mean probabilities.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, *, flips: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.flips = flips
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, C)."""
+        if not self.flips:
+            return self._classify(images)
+        return with_mirror(lambda seen: (self._classify(seen), None), images)[0]
+
+    def segment(self, images: Tensor) -> Tensor | None:
+        """Logits of the lesion's mask, (B, 1, H, W); None where the network does not segment."""
+        mask = self._segment(images)
+        mirrored = self._segment(images.flip(3)) if self.flips else None
+        return mask if mask is None or mirrored is None else mean_mask(mask, mirrored.flip(3))
+
+    def _classify(self, images: Tensor) -> Tensor:
         if isinstance(self.head, JointHead):
             return self.head.classify(*self.backbone.maps(images))
         logits: Tensor = self.head(self.backbone(images))
         return logits
 
-    def segment(self, images: Tensor) -> Tensor | None:
-        """Logits of the lesion's mask, (B, 1, H, W); None where the network does not segment."""
+    def _segment(self, images: Tensor) -> Tensor | None:
         if not isinstance(self.head, JointHead):
             return None
         return self.head.segment(images, self.backbone.maps(images)[1])
@@ -389,7 +407,7 @@ def load_run(folder: Path) -> tuple[TrainedNetwork, Recipe, tuple[str, ...]]:
         raise SonobreastError(f"the weights do not fit the run's network ({error})", file=file) from error
     if unexpected:
         raise SonobreastError(f"{len(unexpected)} tensors have no place in the network", file=file)
-    return TrainedNetwork(backbone, head).eval(), recipe, classes
+    return TrainedNetwork(backbone, head, flips=recipe.inference.flips).eval(), recipe, classes
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:

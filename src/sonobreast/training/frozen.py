@@ -32,6 +32,8 @@ from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
 from sonobreast.records import Row, is_full
 from sonobreast.training.augment import draw_views, warp
+from sonobreast.training.head_settings import check_head_settings
+from sonobreast.training.lesion_window import measure_boxes
 from sonobreast.training.optimizers import build_optimizer
 from sonobreast.training.view_file import Part, plan_views, read_view, write_view
 
@@ -274,8 +276,12 @@ def network_input(
 def augmented_views(images: Images, image: int, recipe: Recipe, n: int) -> list[NDArray[np.uint8]]:
     """An image and its first ``n`` augmented views as pictures, each uint8 (size, size, 3)."""
     unit = torch.from_numpy(scale(images.pixels[[image]], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    boxes = None
+    if recipe.augment.lesion_zoom > 0:
+        boxes = measure_boxes(images.masks, np.arange(len(images.names))).of(np.asarray([image]))
     shown = [
-        warp(unit, draw_views([images.names[image]], view, 0, recipe.augment), recipe.augment) for view in range(n)
+        warp(unit, draw_views([images.names[image]], view, 0, recipe.augment, boxes), recipe.augment)
+        for view in range(n)
     ]
     pictures = [(255.0 * v[0]).round().to(torch.uint8).permute(1, 2, 0).numpy() for v in shown]
     return [images.pixels[image], *pictures]
@@ -378,12 +384,14 @@ def class_weights(label: Tensor, classes: int, recipe: Recipe) -> Tensor:
     return len(label) / (classes * count.float())
 
 
-def weighted_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+def weighted_loss(logits: Tensor, label: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy as Keras weights it: each image's loss times its class' weight, mean over the batch.
 
-    (PyTorch's own ``weight`` divides by the sum of the weights instead.)
+    (PyTorch's own ``weight`` divides by the sum of the weights instead.) ``smoothing`` is the share of the target that
+    is spread over all classes; the weight is that of the image's true class even so.
     """
-    return (functional.cross_entropy(logits, label, reduction="none") * weight[label]).mean()
+    each = functional.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
+    return (each * weight[label]).mean()
 
 
 @dataclass
@@ -445,7 +453,10 @@ def fit_head(
     ------
     Diverged
         If the loss is not a finite number.
+    SonobreastError
+        As `check_head_settings`.
     """
+    check_head_settings(recipe)
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -27,6 +27,7 @@ from sonobreast.config import Recipe
 from sonobreast.errors import Diverged
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, Watch, class_weights, epoch_row
+from sonobreast.training.head_settings import check_head_settings
 from sonobreast.training.optimizers import vector_update
 
 _Done = tuple[int, Fitted | Diverged]
@@ -69,7 +70,13 @@ def fit_heads(
     Notes
     -----
     At most three heads a core are in memory. Closing the iterator ends the training within an epoch.
+
+    Raises
+    ------
+    SonobreastError
+        As `check_head_settings`.
     """
+    check_head_settings(recipe)
     cores = torch.get_num_threads()
     news: queue.SimpleQueue[int | _Done | BaseException] = queue.SimpleQueue()
     stop = threading.Event()

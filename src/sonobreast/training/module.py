@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import lightning
@@ -27,8 +27,10 @@ from sonobreast.environment import processor
 from sonobreast.models.forward import has_bfloat16
 from sonobreast.models.heads import build_head
 from sonobreast.models.joint import JointHead, mask_loss
+from sonobreast.models.mirror import with_mirror
 from sonobreast.models.quick import plan_quick, quick
 from sonobreast.models.zoo import Backbone, fresh_network, tensors_of_last_stages
+from sonobreast.training.averaging import Averaging
 from sonobreast.training.batches import Ahead, Batch, Inputs, parts
 from sonobreast.training.frozen import (
     Epoch,
@@ -43,7 +45,7 @@ from sonobreast.training.frozen import (
     number_of_views,
     weighted_loss,
 )
-from sonobreast.training.optimizers import build_optimizer
+from sonobreast.training.optimizers import build_optimizer, rate_factor
 from sonobreast.training.speed import fastest
 
 Precision = Literal["float32", "bfloat16"]
@@ -83,12 +85,13 @@ class FineTuning(lightning.LightningModule):
         self.images = images
         self.recipe = recipe
         self.optimizer_name = optimizer
+        self.training_images = len(train)
         self.dtype_of_steps = _DTYPE[precision]
         self.head = head_of(backbone, len(images.classes), recipe)
         self.changed = trainable_tensors(backbone, recipe)
         for name, parameter in backbone.network.named_parameters():
             parameter.requires_grad_(name in self.changed)
-        self.inputs = Inputs(images, recipe, backbone, seed, device())
+        self.inputs = Inputs(images, recipe, backbone, seed, device(), train)
         # Of a cut network only a part is called, in a way of timm's own; no cut network is fine-tuned.
         self.plan = plan_quick(backbone.network, self.inputs(train[:1], None).cpu())
         self.train()  # Lightning keeps the modes it finds, and a backbone comes in inference mode
@@ -150,7 +153,7 @@ class FineTuning(lightning.LightningModule):
         index, inputs, truth = batch
         label = self.inputs.label[index.to(self.inputs.device)]
         logits, mask = self(inputs)
-        loss = weighted_loss(logits, label, self.weight)
+        loss = weighted_loss(logits, label, self.weight, self.recipe.training.label_smoothing)
         if mask is not None and truth is not None:
             settings = self.recipe.segmentation
             loss = settings.classification * loss + mask_loss(mask, truth, self.known(index), settings)
@@ -168,23 +171,35 @@ class FineTuning(lightning.LightningModule):
         assert self.inputs.masks is not None
         return torch.from_numpy(self.inputs.masks.known[index.cpu().numpy()]).to(self.inputs.device)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        return build_optimizer(self.optimizer_name, parameters, self.recipe.training)
+    def configure_optimizers(self) -> Any:
+        settings = self.recipe.training
+        optimizer = build_optimizer(self.optimizer_name, [p for p in self.parameters() if p.requires_grad], settings)
+        if settings.schedule == "constant" and settings.warmup == 0:
+            return optimizer
+        steps = -(-self.training_images // settings.batch_size)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, settings))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """What training changes, by the names of a run's file: ``head.`` and ``backbone.``."""
+        state = {f"head.{k}": v for k, v in self.head.state_dict(keep_vars=True).items()}
+        network = self.backbone.network.state_dict(keep_vars=True)
+        return state | {f"backbone.{k}": v for k, v in network.items() if k in self.changed}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """A copy of what training changes."""
-        state = {f"head.{k}": v for k, v in self.head.state_dict().items()}
-        state |= {f"backbone.{k}": v for k, v in self.backbone.network.state_dict().items() if k in self.changed}
-        return {k: v.detach().cpu().clone() for k, v in state.items()}
+        """A copy of `trained_tensors`."""
+        return {k: v.detach().cpu().clone() for k, v in self.trained_tensors().items()}
 
     @torch.inference_mode()
     def outputs(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What `forward` gives for images as they are, in inference mode and on the CPU, part by part."""
+        """What `forward` gives for images as they are, in inference mode and on the CPU, part by part.
+
+        With ``inference.flips`` each is averaged with that of the mirror image.
+        """
         modes = [(m, m.training) for m in self.modules()]
         self.eval()
         for batch in batches:
-            logits, mask = self(batch)
+            logits, mask = with_mirror(self, batch) if self.recipe.inference.flips else self(batch)
             yield logits.cpu(), None if mask is None else mask.cpu()
         for module, mode in modes:
             module.training = mode
@@ -195,10 +210,16 @@ class FineTuning(lightning.LightningModule):
 
 
 class _Judge(Callback):
-    """After each epoch: validation figures, best weights, early stopping, by the same rules as for frozen features."""
+    """After each epoch: validation figures, best weights, early stopping, by the same rules as for frozen features.
 
-    def __init__(self, validation: NDArray[np.intp], progress: Progress | None) -> None:
+    With ``averaging`` all of it is of the averaged weights.
+    """
+
+    def __init__(
+        self, validation: NDArray[np.intp], progress: Progress | None, averaging: Averaging | None = None
+    ) -> None:
         self.validation = validation
+        self.averaging = averaging
         self.progress = progress
         self.history: list[Epoch] = []
         self.watch: Watch | None = None
@@ -214,7 +235,13 @@ class _Judge(Callback):
         return self.kept
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        module: FineTuning = pl_module
+        average = None if self.averaging is None else self.averaging.average
+        with nullcontext() if average is None else average.shown():
+            self._look(trainer, pl_module)
+        if self.progress is not None:
+            self.progress(1)
+
+    def _look(self, trainer: Any, module: FineTuning) -> None:
         self.watch = self.watch or Watch(module.recipe.training.early_stopping)
         found = zip(parts(self.validation), module.outputs(self._inputs(module)), strict=True)
         logits, masks = _judged(found, module)
@@ -226,8 +253,6 @@ class _Judge(Callback):
             self.best, self.best_logits = module.trained_state(), logits
         if self.watch.over:
             trainer.should_stop = True
-        if self.progress is not None:
-            self.progress(1)
 
 
 def fit_network(
@@ -261,16 +286,18 @@ def fit_network(
             shuffle=True,
             generator=torch.Generator().manual_seed(seed),
         )
-        judge = _Judge(validation, progress)
+        averaging = Averaging(recipe.training.ema_decay) if recipe.training.averaging == "ema" else None
+        judge = _Judge(validation, progress, averaging)
         trainer = lightning.Trainer(
             max_epochs=recipe.training.epochs,
             accelerator=device().type,
             devices=1,
-            callbacks=[judge],
+            callbacks=[judge] if averaging is None else [averaging, judge],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            gradient_clip_val=recipe.training.gradient_clip,
         )
         _run(trainer, module, Ahead(loader, lambda index: module.inputs.with_masks(index, module.view())))
         module.load_state_dict(_full_names(judge.best), strict=False)

@@ -7,6 +7,7 @@ changes the first steps visibly, so the two are written out here. SGDM is the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, NAdam, Optimizer
 from torch.optim.adam import adam
 
-from sonobreast.config import Training
+from sonobreast.config import DECAYING, Training
 from sonobreast.errors import SonobreastError, nearest
 
-Parameters = Iterable[Tensor]
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 class KerasAdam(Optimizer):
@@ -100,9 +101,46 @@ def check_optimizer(name: str) -> None:
 
 
 def build_optimizer(name: str, params: Parameters, settings: Training) -> Optimizer:
-    """The optimizer of a run; its rate is ``learning_rates[name]``, else ``learning_rate``."""
+    """The optimizer of a run; its rate is ``learning_rates[name]``, else ``learning_rate``.
+
+    With ``weight_decay`` the parameters are two groups: tensors of two or more dimensions decay, vectors (biases, the
+    gains of norms) do not.
+    """
     check_optimizer(name)
-    return OPTIMIZERS[name](params, settings.learning_rates.get(name, settings.learning_rate), settings.momentum)
+    rate = settings.learning_rates.get(name, settings.learning_rate)
+    if settings.weight_decay is None:
+        return OPTIMIZERS[name](params, rate, settings.momentum)
+    if name not in DECAYING:
+        raise SonobreastError(
+            f"training.weight_decay is not written for the optimizer {name}",
+            remedy=f"take one of {', '.join(DECAYING)}, or leave training.weight_decay out",
+        )
+    every = [p for p in params if isinstance(p, Tensor)]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in every if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in every if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[name]([g for g in groups if g["params"]], rate, settings.momentum)
+
+
+def rate_factor(step: int, steps_per_epoch: int, settings: Training) -> float:
+    """What the learning rate is multiplied with in a step, 0 to 1.
+
+    With W = warmup steps and T = all steps: (step + 1) / W below W, then 1, or (1 + cos(pi (step - W) / (T - W))) / 2.
+
+    Parameters
+    ----------
+    step : int
+        From 0.
+    steps_per_epoch : int
+    settings : Training
+    """
+    warmup, total = settings.warmup * steps_per_epoch, settings.epochs * steps_per_epoch
+    if step < warmup:
+        return min(1.0, (step + 1) / warmup)
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / (total - warmup))))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from sonobreast.training.classical import fit_classical, prepare
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.folder import alone, is_left_over
 from sonobreast.training.frozen import Bank, Fitted, Images, augmented_views, bank_size, cache_key, compute_bank
+from sonobreast.training.head_settings import check_head_settings
 from sonobreast.training.module import Precision
 from sonobreast.training.optimizers import check_optimizer
 from sonobreast.training.overlays import draw_overlays
@@ -124,6 +125,10 @@ def run_study(
     for optimizer in recipe.training.optimizers:
         check_optimizer(optimizer)
     check_architectures(recipe, weights)
+    for name in recipe.model.architectures:
+        model = recipe_for(recipe, name).model
+        if read_architecture(name).kind == "network" and (model.backbone, model.uncovered) == ("frozen", "cut"):
+            check_head_settings(recipe)
     with alone(out):
         reporter.stage("reading images", 0)
         sources = data if isinstance(data, Sources) else Sources(data)
@@ -207,16 +212,17 @@ def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: 
     pixels = open_store(paths, digests, recipe.preprocess, progress=stages(reporter), say=reporter.say)
     label = torch.tensor([classes.index(c.label) for c in ordered])
     masks = None
-    if any(decoder_of(a) for a in recipe.model.architectures):
+    segments = any(decoder_of(a) for a in recipe.model.architectures)
+    if segments or recipe.augment.lesion_zoom > 0:
         masks = open_masks(manifest.root, ordered, recipe.preprocess, stages(reporter))
         unknown = len(ordered) - int(masks.known.sum())
-        if unknown == len(ordered):
+        if segments and unknown == len(ordered):
             raise SonobreastError(
                 "no image has a mask, so no network can learn to segment",
                 file=manifest.root,
                 remedy="add masks (NAME_mask.png beside each image), or take networks that classify only",
             )
-        if unknown:
+        if segments and unknown:
             reporter.say(f"{unknown} of {len(ordered)} images have no mask: they teach the class alone")
     return Images(pixels, tuple(c.image for c in ordered), label, classes, masks)
 
@@ -308,6 +314,7 @@ def _bank(
     out: Path,
     reporter: Reporter,
 ) -> Bank:
+    check_head_settings(recipe)
     used = {r.image for r in rows if r.subset == "train"}
     trained_on: NDArray[np.intp] = np.asarray([i for i, n in enumerate(images.names) if n in used], np.intp)
     reporter.stage(f"{architecture}: features", bank_size(len(images.names), len(trained_on), recipe))
