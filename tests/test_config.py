@@ -260,7 +260,7 @@ def test_a_prefix_may_be_followed_by_a_space(text: str, meant: tuple[str, ...]) 
 def test_the_recipes_of_networks_name_networks_that_can_be_trained() -> None:
     from sonobreast.models.networks import architecture, check_architectures, recipe_for
 
-    for name in ("transfer", "csanet", "comparators"):
+    for name in ("transfer", "csanet", "comparators", "best"):
         recipe = load_recipe(name)
         check_architectures(recipe, "hub")
         assert recipe.split.grouping == "group"
