@@ -112,7 +112,7 @@ def ours(a: argparse.Namespace) -> dict[str, Any]:
     from sonobreast.config import parse_recipe
     from sonobreast.data.store import open_store
     from sonobreast.models.zoo import load_backbone
-    from sonobreast.training.frozen import Images
+    from sonobreast.training.images import Images
     from sonobreast.training.module import choose_precision, fit_network
 
     recipe = parse_recipe(

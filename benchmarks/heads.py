@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from sonobreast.config import load_recipe
-from sonobreast.training.frozen import Bank, Fitted, Images, fit_head
+from sonobreast.training.fitted import Fitted
+from sonobreast.training.frozen import Bank, fit_head
+from sonobreast.training.images import Images
 from sonobreast.training.many_heads import Job, fit_heads
 
 OPTIMIZERS = ("adam", "rmsprop", "sgdm")

@@ -28,7 +28,8 @@ from sonobreast.evaluation.metrics import Scored
 from sonobreast.evaluation.predictions import scored
 from sonobreast.models.zoo import load_backbone
 from sonobreast.training.fit import Fold, fold_of
-from sonobreast.training.frozen import Bank, Images, compute_bank
+from sonobreast.training.frozen import Bank, compute_bank
+from sonobreast.training.images import Images
 from sonobreast.training.many_heads import Job, fit_heads
 
 BANKS = (1, 2, 5, 10, 20)

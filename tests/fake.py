@@ -336,11 +336,11 @@ def tiny_recipe(changes: Mapping[str, Any] | None = None) -> Recipe:
 
 def make_images(
     n: int = 12, size: int = 64, classes: Sequence[str] = LESION_CLASSES, seed: int = 0
-) -> Any:  # sonobreast.training.frozen.Images; torch is imported inside
+) -> Any:  # sonobreast.training.images.Images; torch is imported inside
     """Decoded images of a study, without files."""
     import torch
 
-    from sonobreast.training.frozen import Images
+    from sonobreast.training.images import Images
 
     label = [i % len(classes) for i in range(n)]
     pixels = np.stack([speckle(seed * 1000 + i, classes[c], size, size)[0] for i, c in enumerate(label)])

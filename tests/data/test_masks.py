@@ -18,7 +18,7 @@ from sonobreast.errors import SonobreastError
 from sonobreast.models.zoo import load_backbone
 from sonobreast.records import Case
 from sonobreast.training.batches import Inputs
-from sonobreast.training.frozen import Images
+from sonobreast.training.images import Images
 
 
 def case(name: str, label: str = "benign", masks: tuple[str, ...] = (), width: int = 90, height: int = 70) -> Case:

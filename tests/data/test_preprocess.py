@@ -17,7 +17,7 @@ from tests.fake import make_images, speckle, tiny_recipe
 from sonobreast.config import Augment, Preprocess
 from sonobreast.data.preprocess import decode, decode_mask, is_mask, resize, scale, scaling_constants
 from sonobreast.errors import SonobreastError
-from sonobreast.training.frozen import network_input
+from sonobreast.training.images import network_input
 
 GREY = np.arange(1, 241, dtype=np.uint8).reshape(12, 20)
 

@@ -18,8 +18,8 @@ from sonobreast.models.mirror import mean_logits, mean_mask, with_mirror
 from sonobreast.models.zoo import load_backbone
 from sonobreast.records import Case, Run
 from sonobreast.training.fit import Fold, TrainedNetwork, load_run, write_run
-from sonobreast.training.frozen import Images, network_input
 from sonobreast.training.head_settings import check_head_settings
+from sonobreast.training.images import Images, network_input
 from sonobreast.training.module import fit_network
 
 TRAIN, VALIDATION = np.arange(12), np.arange(12, 16)

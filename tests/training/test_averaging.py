@@ -12,8 +12,9 @@ from tests.fake import make_images, tiny_recipe
 from sonobreast.errors import SonobreastError
 from sonobreast.models.zoo import Backbone, load_backbone
 from sonobreast.training.averaging import Average, decay_at
-from sonobreast.training.frozen import Fitted, Images, network_input
+from sonobreast.training.fitted import Fitted
 from sonobreast.training.head_settings import check_head_settings
+from sonobreast.training.images import Images, network_input
 from sonobreast.training.module import FineTuning, fit_network
 
 TRAIN, VALIDATION = np.arange(12), np.arange(12, 18)

@@ -32,7 +32,8 @@ from sonobreast.records import Case, Run, read_json, read_table
 from sonobreast.training import classical, study
 from sonobreast.training.classical import Prepared, class_weight_of, fit_classical, fit_forest, fit_fusion, prepare
 from sonobreast.training.fit import Fold, is_finished, load_run, read_config
-from sonobreast.training.frozen import Fitted, Images, class_weights
+from sonobreast.training.fitted import Fitted, class_weights
+from sonobreast.training.images import Images
 from sonobreast.training.study import Outcome, Reporter, run_study
 
 FOREST, SHAPE, FUSION = "RandomForest", "RandomForest+shape", "DeepFusion:test_resnet"

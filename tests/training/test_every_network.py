@@ -15,7 +15,7 @@ from sonobreast.models.networks import NETWORKS
 from sonobreast.models.zoo import load_backbone
 from sonobreast.records import Run
 from sonobreast.training.fit import Fold, load_run, write_run
-from sonobreast.training.frozen import Fitted
+from sonobreast.training.fitted import Fitted
 from sonobreast.training.module import fit_network
 from sonobreast.training.study import _save_backbone
 

@@ -32,7 +32,9 @@ from sonobreast.training.fit import (
     read_config,
     write_run,
 )
-from sonobreast.training.frozen import Fitted, Images, compute_bank
+from sonobreast.training.fitted import Fitted
+from sonobreast.training.frozen import compute_bank
+from sonobreast.training.images import Images
 from sonobreast.training.study import _save_backbone
 
 RUN = Run(architecture="test_resnet", optimizer="adam", seed=2)

@@ -19,7 +19,9 @@ from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone, load_backbone
 from sonobreast.training import frozen
 from sonobreast.training.augment import draw_views, warp
-from sonobreast.training.frozen import Epoch, Images, Watch, cache_key, compute_bank, fit_head
+from sonobreast.training.fitted import Epoch, Watch
+from sonobreast.training.frozen import cache_key, compute_bank, fit_head
+from sonobreast.training.images import Images
 from sonobreast.training.optimizers import build_optimizer
 
 N = 18

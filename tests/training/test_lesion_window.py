@@ -19,8 +19,8 @@ from sonobreast.models.zoo import load_backbone
 from sonobreast.records import Case
 from sonobreast.training.augment import draw_views, warp
 from sonobreast.training.batches import Inputs
-from sonobreast.training.frozen import augmented_views
 from sonobreast.training.head_settings import check_head_settings
+from sonobreast.training.images import augmented_views
 from sonobreast.training.lesion_window import LesionBoxes, draw_windows, measure_boxes
 from sonobreast.training.study import run_study
 

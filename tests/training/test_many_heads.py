@@ -14,7 +14,9 @@ from tests.fake import tiny_recipe
 from sonobreast.config import Recipe
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.training import many_heads
-from sonobreast.training.frozen import Bank, Fitted, Images, fit_head
+from sonobreast.training.fitted import Fitted
+from sonobreast.training.frozen import Bank, fit_head
+from sonobreast.training.images import Images
 from sonobreast.training.many_heads import Job, fit_heads
 from sonobreast.training.optimizers import OPTIMIZERS, build_optimizer, vector_update
 

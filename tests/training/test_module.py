@@ -20,7 +20,8 @@ from sonobreast.records import Run
 from sonobreast.training import module as fine_tuning
 from sonobreast.training.batches import Ahead, Inputs
 from sonobreast.training.fit import Fold, fit_runs, load_run, read_config, write_run
-from sonobreast.training.frozen import Fitted, Images, network_input, weighted_loss
+from sonobreast.training.fitted import Fitted, weighted_loss
+from sonobreast.training.images import Images, network_input
 from sonobreast.training.module import FineTuning, _own_copy, choose_precision, fit_network
 from sonobreast.training.optimizers import build_optimizer
 from sonobreast.training.speed import speed_file

@@ -40,7 +40,7 @@ from tests.fake import tiny_recipe
 
 from sonobreast.config import Training
 from sonobreast.errors import SonobreastError
-from sonobreast.training.frozen import class_weights, weighted_loss
+from sonobreast.training.fitted import class_weights, weighted_loss
 from sonobreast.training.optimizers import OPTIMIZERS, build_optimizer
 
 A = np.float32([1e3, 1.0, 1e-2, 1e-4, 1e-6])

@@ -12,8 +12,10 @@ from tests.fake import make_images, tiny_recipe, write_class_folders
 from sonobreast.config import Training
 from sonobreast.errors import SonobreastError
 from sonobreast.models.zoo import Backbone, load_backbone
-from sonobreast.training.frozen import Bank, Images, fit_head, weighted_loss
+from sonobreast.training.fitted import weighted_loss
+from sonobreast.training.frozen import Bank, fit_head
 from sonobreast.training.head_settings import check_head_settings
+from sonobreast.training.images import Images
 from sonobreast.training.many_heads import Job, fit_heads
 from sonobreast.training.module import FineTuning, fit_network
 from sonobreast.training.optimizers import build_optimizer, rate_factor

@@ -17,7 +17,8 @@ from sonobreast.data.mapped import Mapped
 from sonobreast.errors import SonobreastError
 from sonobreast.models.zoo import Backbone, load_backbone
 from sonobreast.training import many_heads, view_file
-from sonobreast.training.frozen import Images, compute_bank, fit_head
+from sonobreast.training.frozen import compute_bank, fit_head
+from sonobreast.training.images import Images
 from sonobreast.training.many_heads import Job, fit_heads
 from sonobreast.training.view_file import plan_views, read_view, write_view
 

@@ -16,7 +16,7 @@ from sonobreast.config import Augment, Recipe
 from sonobreast.data.preprocess import scaling_constants
 from sonobreast.models.zoo import Backbone
 from sonobreast.training.augment import Views, draw_views, warp
-from sonobreast.training.frozen import Images
+from sonobreast.training.images import Images
 from sonobreast.training.lesion_window import measure_boxes
 
 Made = tuple[Tensor, Tensor | None]
@@ -25,7 +25,7 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Inputs:
-    """The network's inputs, computed on the device on which it trains; equal to `frozen.network_input`.
+    """The network's inputs, computed on the device on which it trains; equal to `images.network_input`.
 
     On a GPU the pixels are brought there once, as bytes, if they take less than half of its free memory.
 

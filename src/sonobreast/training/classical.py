@@ -28,7 +28,9 @@ from sonobreast.models.classical import Ensemble, handcrafted_backbone, keep, me
 from sonobreast.models.networks import Architecture
 from sonobreast.models.zoo import Backbone, load_backbone
 from sonobreast.records import LESION_CLASSES, Run
-from sonobreast.training.frozen import Fitted, Images, Progress, cache_key, compute_bank
+from sonobreast.training.fitted import Fitted, Progress
+from sonobreast.training.frozen import cache_key, compute_bank
+from sonobreast.training.images import Images
 
 if TYPE_CHECKING:
     from sonobreast.training.fit import Fold
@@ -192,7 +194,7 @@ def fit_classical(
 
 
 def class_weight_of(label: NDArray[np.intp], classes: int, recipe: Recipe) -> NDArray[np.float64]:
-    """Weight of each class, (C,): n / (C n_c) of the training subset, or ones; as `frozen.class_weights`."""
+    """Weight of each class, (C,): n / (C n_c) of the training subset, or ones; as `fitted.class_weights`."""
     if recipe.training.class_weights == "none":
         return np.ones(classes)
     return len(label) / (classes * np.maximum(np.bincount(label, minlength=classes), 1))

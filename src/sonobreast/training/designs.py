@@ -17,8 +17,10 @@ from sonobreast.models.networks import architecture as read_architecture
 from sonobreast.models.zoo import load_backbone
 from sonobreast.records import PREDICTION_COLUMNS, Assignment, Run
 from sonobreast.training.fit import Fold, fold_of
-from sonobreast.training.frozen import Fitted, Images, bank_size, cache_key, compute_bank
+from sonobreast.training.fitted import Fitted
+from sonobreast.training.frozen import bank_size, cache_key, compute_bank
 from sonobreast.training.head_settings import check_head_settings
+from sonobreast.training.images import Images
 from sonobreast.training.many_heads import Job, fit_heads
 from sonobreast.training.study import Reporter, stages
 

@@ -44,7 +44,9 @@ from sonobreast.records import (
     write_json,
     write_table,
 )
-from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, starts_standardised, views_dtype
+from sonobreast.training.fitted import Epoch, Fitted, Progress
+from sonobreast.training.frozen import Bank, starts_standardised, views_dtype
+from sonobreast.training.images import Images
 from sonobreast.training.many_heads import Job, fit_heads
 from sonobreast.training.module import Precision, choose_precision, fit_network, head_of
 

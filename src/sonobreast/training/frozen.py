@@ -18,64 +18,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from sonobreast.config import EarlyStopping, Recipe
+from sonobreast.config import Recipe
 from sonobreast.data.mapped import Mapped
-from sonobreast.data.masks import Masks
 from sonobreast.data.pixels import Pixels
-from sonobreast.data.preprocess import scale, scaling_constants
-from sonobreast.errors import Diverged, SonobreastError
-from sonobreast.models.classical import Kept
+from sonobreast.errors import SonobreastError
 from sonobreast.models.forward import Forward, frozen_forward, has_bfloat16
 from sonobreast.models.heads import Standardise, build_head
 from sonobreast.models.zoo import Backbone
-from sonobreast.records import Row, is_full
-from sonobreast.training.augment import draw_views, warp
+from sonobreast.records import is_full
+from sonobreast.training.fitted import Epoch, Fitted, Progress, Watch, class_weights, epoch_row, weighted_loss
 from sonobreast.training.head_settings import check_head_settings
-from sonobreast.training.lesion_window import measure_boxes
+from sonobreast.training.images import Images, network_input
 from sonobreast.training.optimizers import build_optimizer
 from sonobreast.training.view_file import Part, plan_views, read_view, write_view
 
-Progress = Callable[[int], None]
 _BATCH = 32
-
-
-class Epoch(Row):
-    """One row of ``history.csv``. The training figures are means over the epoch's batches, as Keras prints them.
-
-    Of a network that segments the losses are those of both tasks together, and ``validation_dice`` is the mean over
-    validation images with a lesion, at the network's size.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-    validation_dice: float | None = None
-
-
-@dataclass(frozen=True)
-class Images:
-    """The decoded images of a study.
-
-    Attributes
-    ----------
-    pixels : ndarray or Pixels, uint8, (n, size, size, 3)
-    names : tuple of str
-    label : Tensor, int64, (n,)
-        Index into ``classes``.
-    classes : tuple of str
-    masks : Masks or None
-        Of the lesions, where a network of the study segments.
-    """
-
-    pixels: NDArray[np.uint8] | Pixels
-    names: tuple[str, ...]
-    label: Tensor
-    classes: tuple[str, ...]
-    masks: Masks | None = None
 
 
 @dataclass(frozen=True)
@@ -114,55 +72,6 @@ class Bank:
             # At once: for each page that is read the system maps its neighbours too, many times what was asked for.
             self.files[0 if view is None else 1 + view].release()
         return taken
-
-
-@dataclass(frozen=True)
-class Lesions:
-    """Predicted masks of the images that had no part in training.
-
-    Attributes
-    ----------
-    index : ndarray, int, (m,)
-        Which images.
-    probability : ndarray, uint8, (m, size, size)
-        Of lesion, in 255ths.
-    """
-
-    index: NDArray[np.intp]
-    probability: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What training leaves.
-
-    Attributes
-    ----------
-    state : dict of Tensor
-        The trained part at the best epoch; names start with ``head.`` or ``backbone.``.
-    history : tuple of Epoch
-    best_epoch : int
-        From 1.
-    probability : ndarray, float32, (n, C)
-        Of every image of the study, without augmentation, at the best epoch.
-    seconds : float
-        For this run alone; the shared features are not in it.
-    precision : str or None
-        Of the training steps of a fine-tuned network; None where only a head was trained.
-    lesions : Lesions or None
-        Predicted masks, of a network that segments.
-    estimator : Kept or None
-        In place of ``state``, what scikit-learn fitted; such a fit has no epochs.
-    """
-
-    state: dict[str, Tensor]
-    history: tuple[Epoch, ...]
-    best_epoch: int
-    probability: NDArray[np.float32]
-    seconds: float
-    precision: str | None = None
-    lesions: Lesions | None = None
-    estimator: Kept | None = None
 
 
 def number_of_views(recipe: Recipe) -> int:
@@ -247,44 +156,6 @@ def starts_standardised(backbone: Backbone, recipe: Recipe) -> bool:
 def bank_size(images: int, trained_on: int, recipe: Recipe) -> int:
     """How many images `compute_bank` sends through the backbone."""
     return images + number_of_views(recipe) * trained_on
-
-
-def network_input(
-    images: Images, index: NDArray[np.intp], recipe: Recipe, backbone: Backbone, view: int | None, seed: int = 0
-) -> Tensor:
-    """The network's input for some images: (B, 3, H, W), float32.
-
-    Parameters
-    ----------
-    view : int or None
-        Number of the augmented view; None for the image as it is.
-    seed : int
-        Of the augmentation.
-    """
-    mean, std = scaling_constants(recipe.preprocess.scaling, backbone.mean, backbone.std)
-    if view is None:
-        return torch.from_numpy(scale(images.pixels[index], mean, std))
-    unit = torch.from_numpy(scale(images.pixels[index], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    drawn = draw_views([images.names[i] for i in index], view, seed, recipe.augment)
-    warped = warp(unit, drawn, recipe.augment)
-    if not any(mean) and all(s == 1.0 for s in std):
-        return warped
-    centre, spread = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (mean, std))
-    return warped.sub_(centre).div_(spread)
-
-
-def augmented_views(images: Images, image: int, recipe: Recipe, n: int) -> list[NDArray[np.uint8]]:
-    """An image and its first ``n`` augmented views as pictures, each uint8 (size, size, 3)."""
-    unit = torch.from_numpy(scale(images.pixels[[image]], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    boxes = None
-    if recipe.augment.lesion_zoom > 0:
-        boxes = measure_boxes(images.masks, np.arange(len(images.names))).of(np.asarray([image]))
-    shown = [
-        warp(unit, draw_views([images.names[image]], view, 0, recipe.augment, boxes), recipe.augment)
-        for view in range(n)
-    ]
-    pictures = [(255.0 * v[0]).round().to(torch.uint8).permute(1, 2, 0).numpy() for v in shown]
-    return [images.pixels[image], *pictures]
 
 
 def views_dtype(recipe: Recipe) -> torch.dtype:
@@ -374,54 +245,6 @@ def cache_key(backbone: Backbone, images: Images, recipe: Recipe, trained_on: ND
     pixels = images.pixels
     digest.update(pixels.key.encode() if isinstance(pixels, Pixels) else pixels.tobytes())
     return digest.hexdigest()[:16]
-
-
-def class_weights(label: Tensor, classes: int, recipe: Recipe) -> Tensor:
-    """Weight of each class in the loss, (C,): n / (C n_c), or ones."""
-    if recipe.training.class_weights == "none":
-        return torch.ones(classes)
-    count = torch.bincount(label, minlength=classes).clamp(min=1)
-    return len(label) / (classes * count.float())
-
-
-def weighted_loss(logits: Tensor, label: Tensor, weight: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy as Keras weights it: each image's loss times its class' weight, mean over the batch.
-
-    (PyTorch's own ``weight`` divides by the sum of the weights instead.) ``smoothing`` is the share of the target that
-    is spread over all classes; the weight is that of the image's true class even so.
-    """
-    each = functional.cross_entropy(logits, label, reduction="none", label_smoothing=smoothing)
-    return (each * weight[label]).mean()
-
-
-@dataclass
-class Watch:
-    """Which epoch was the best and whether to go on; the best one needs no least change, stopping does (as Keras)."""
-
-    settings: EarlyStopping | None
-    best: float = float("inf")
-    best_epoch: int = 0
-    reference: float = float("inf")
-    waited: int = 0
-
-    def see(self, row: Epoch) -> bool:
-        """Take an epoch's figures; True if it is the best so far."""
-        monitor = "validation_loss" if self.settings is None else self.settings.monitor
-        value = row.validation_loss if monitor == "validation_loss" else -row.validation_accuracy
-        min_delta = 0.0 if self.settings is None else self.settings.min_delta
-        if value < self.reference - min_delta:
-            self.reference, self.waited = value, 0
-        else:
-            self.waited += 1
-        if value < self.best:
-            self.best, self.best_epoch = value, row.epoch
-            return True
-        return False
-
-    @property
-    def over(self) -> bool:
-        """Whether patience is at its end."""
-        return self.settings is not None and self.waited >= self.settings.patience
 
 
 def fit_head(
@@ -518,48 +341,3 @@ def _train_epoch(
         loss_sum += float(loss.detach()) * len(batch)
         hits += int((logits.detach().argmax(dim=1) == label[batch]).sum())
     return loss_sum / len(label), hits / len(label)
-
-
-def epoch_row(
-    epoch: int, loss: float, accuracy: float, logits: Tensor, label: Tensor, masks: MaskFigures | None = None
-) -> Epoch:
-    """The figures of an epoch, from those of training and the logits (n, C) of the validation subset.
-
-    With ``masks`` the validation loss is that of both tasks.
-
-    Raises
-    ------
-    Diverged
-        If a loss is not a finite number.
-    """
-    row = Epoch(
-        epoch=epoch,
-        train_loss=loss,
-        train_accuracy=accuracy,
-        validation_loss=float(functional.cross_entropy(logits, label)) * (masks.weight if masks else 1.0)
-        + (masks.loss if masks else 0.0),
-        validation_accuracy=float((logits.argmax(dim=1) == label).float().mean()),
-        validation_dice=masks.dice if masks else None,
-    )
-    check_finite(row)
-    return row
-
-
-@dataclass(frozen=True)
-class MaskFigures:
-    """Of the validation subset: weight of the classification's loss, the masks' loss, mean Dice (None: no lesion)."""
-
-    weight: float
-    loss: float
-    dice: float | None
-
-
-def check_finite(row: Epoch) -> None:
-    """Raise Diverged if a loss of this epoch is not a finite number."""
-    for name in ("train_loss", "validation_loss"):
-        value = getattr(row, name)
-        if not np.isfinite(value):
-            raise Diverged(
-                f"the {name.replace('_', ' ')} became {value} in epoch {row.epoch}",
-                remedy="lower the rate with --set training.learning_rate=..., or look at the input scaling",
-            )

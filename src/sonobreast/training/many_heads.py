@@ -26,8 +26,10 @@ from torch.nn import functional
 from sonobreast.config import Recipe
 from sonobreast.errors import Diverged
 from sonobreast.models.heads import Standardise, build_head
-from sonobreast.training.frozen import Bank, Epoch, Fitted, Images, Progress, Watch, class_weights, epoch_row
+from sonobreast.training.fitted import Epoch, Fitted, Progress, Watch, class_weights, epoch_row
+from sonobreast.training.frozen import Bank
 from sonobreast.training.head_settings import check_head_settings
+from sonobreast.training.images import Images
 from sonobreast.training.optimizers import vector_update
 
 _Done = tuple[int, Fitted | Diverged]

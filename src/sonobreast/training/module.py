@@ -32,19 +32,19 @@ from sonobreast.models.quick import plan_quick, quick
 from sonobreast.models.zoo import Backbone, fresh_network, tensors_of_last_stages
 from sonobreast.training.averaging import Averaging
 from sonobreast.training.batches import Ahead, Batch, Inputs, parts
-from sonobreast.training.frozen import (
+from sonobreast.training.fitted import (
     Epoch,
     Fitted,
-    Images,
     Lesions,
     MaskFigures,
     Progress,
     Watch,
     class_weights,
     epoch_row,
-    number_of_views,
     weighted_loss,
 )
+from sonobreast.training.frozen import number_of_views
+from sonobreast.training.images import Images
 from sonobreast.training.optimizers import build_optimizer, rate_factor
 from sonobreast.training.speed import fastest
 

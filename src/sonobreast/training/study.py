@@ -37,9 +37,11 @@ from sonobreast.models.zoo import Backbone, decoder_of, load_backbone
 from sonobreast.records import NO_OPTIMIZER, Assignment, Run, atomic, check_version, read_json, write_json, write_table
 from sonobreast.training.classical import fit_classical, prepare
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
+from sonobreast.training.fitted import Fitted
 from sonobreast.training.folder import alone, is_left_over
-from sonobreast.training.frozen import Bank, Fitted, Images, augmented_views, bank_size, cache_key, compute_bank
+from sonobreast.training.frozen import Bank, bank_size, cache_key, compute_bank
 from sonobreast.training.head_settings import check_head_settings
+from sonobreast.training.images import Images, augmented_views
 from sonobreast.training.module import Precision
 from sonobreast.training.optimizers import check_optimizer
 from sonobreast.training.overlays import draw_overlays
