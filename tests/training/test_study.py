@@ -212,7 +212,7 @@ def kill_at_rename_of_a_folder() -> None:
 
 def moments() -> dict[str, Callable[[], None]]:
     from sonobreast.data import split as splits
-    from sonobreast.training import fit, frozen
+    from sonobreast.training import fit, fitted, frozen
 
     return {
         "inside the very first file": lambda: kill_at(os, "replace", 1),
@@ -224,7 +224,7 @@ def moments() -> dict[str, Callable[[], None]]:
         "before the backbone": lambda: kill_at(study, "save", 1),
         "in the first features": lambda: kill_at(frozen, "network_input", 1),
         "in the views": lambda: kill_at(frozen, "network_input", 3),
-        "in the first run": lambda: kill_at(frozen, "check_finite", 2),
+        "in the first run": lambda: kill_at(fitted, "check_finite", 2),
         "between two runs": lambda: kill_at(study, "write_run", 1, before=False),
         "while a run is written": lambda: kill_at(fit, "write_json", 2),
         "before a run gets its name": kill_at_rename_of_a_folder,
