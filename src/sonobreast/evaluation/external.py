@@ -358,9 +358,8 @@ def sentences(found: Mapping[str, Any], name: str) -> list[str]:
         "others without an alarm."
     )
     if outside["groups"] < 30:
-        text.append(
-            f"{outside['groups']} independent cases are few: the intervals are wide, and probably still too narrow."
-        )
+        few = "One independent case is" if outside["groups"] == 1 else f"{outside['groups']} independent cases are"
+        text.append(f"{few} few: the intervals are wide, and probably still too narrow.")
     return text
 
 
