@@ -398,7 +398,9 @@ def changed_settings(recipe: Recipe) -> list[tuple[str, str]]:
         return []
     base = load_recipe(recipe.name)
     names = dict.fromkeys([*_names(base), *_names(recipe)])
-    return [(k, _setting(recipe, k)) for k in names if _setting(base, k) != _setting(recipe, k)]
+    changed = {k: _setting(recipe, k) for k in names if _setting(base, k) != _setting(recipe, k)}
+    # A group that was switched off is one change, not one for each of its settings.
+    return [(k, v) for k, v in changed.items() if not any(k.startswith(f"{group}.") for group in changed)]
 
 
 def _names(recipe: Recipe) -> list[str]:
