@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from sonobreast.errors import SonobreastError, nearest
 
 Fraction = Field(gt=0.0, lt=1.0)
+_TABLES = ("data.subsample", "training.learning_rates", "settings_of")  # their keys are the user's, not settings
+_OWN = ("augment", "head", "model", "segmentation", "training", "inference")  # of which one architecture may differ
+_SHARED = ("model.architectures", "training.optimizers", "training.seeds")
 DECAYING = ("adamw", "sgd", "sgdm")  # optimizers that take `Training.weight_decay`
 
 
@@ -131,6 +134,9 @@ class Augment(Settings):
         Largest standard deviation of multiplicative noise of the echoes, in grains, decibels.
     blur : float
         Largest standard deviation of a Gaussian, as a share of the side: a coarser scanner.
+    inpaint_marks : float
+        Probability with which burned-in text, calipers and other graphics are filled (`sonobreast.data.inpaint`): the
+        network meets each image with and without them. At test time nothing is filled, and nothing has to be found.
     fill : {"nearest", "reflect", "constant"}
         What is shown outside the image: its edge, its mirror image, or black.
     views : int or None
@@ -153,6 +159,7 @@ class Augment(Settings):
     contrast: float = Field(0.0, ge=0.0, le=2.0)
     speckle: float = Field(0.0, ge=0.0, le=15.0)
     blur: float = Field(0.0, ge=0.0, le=0.05)
+    inpaint_marks: float = Field(0.0, ge=0.0, le=1.0)
     fill: Literal["nearest", "reflect", "constant"] = "nearest"
     views: int | None = Field(None, ge=1)
 
@@ -312,6 +319,9 @@ class Training(Settings):
     ema_decay : float
         Share of the average that stays at each step, reached as (1 + n) / (10 + n) after n steps: 0.99 remembers about
         the last 100 steps, 0.999 the last 1,000.
+    resolutions : tuple of float
+        Sides of the input in training, as shares of ``preprocess.size``: each batch of a network that is trained as a
+        whole is shown at one of them, drawn at random, rounded to whole 32 pixels. Test images keep the full size.
     class_weights : {"balanced", "none"}
         ``balanced``: n / (classes x n of the class), from the training subset.
     seeds : tuple of int
@@ -332,6 +342,7 @@ class Training(Settings):
     batch_size: int = Field(32, ge=1)
     epochs: int = Field(50, ge=1)
     early_stopping: EarlyStopping | None = EarlyStopping()
+    resolutions: tuple[Annotated[float, Field(ge=0.25, le=2.0)], ...] = Field((1.0,), min_length=1)
     class_weights: Literal["balanced", "none"] = "balanced"
     seeds: tuple[int, ...] = Field((0,), min_length=1)
 
@@ -358,11 +369,28 @@ class Inference(Settings):
     flips: bool = False
 
 
+class Ensemble(Settings):
+    """A further configuration of the study: the mean of the probabilities of several of its networks.
+
+    Attributes
+    ----------
+    choice : {"validation", "all"}
+        ``validation``: in each fold, those members whose mean has the least log loss on that fold's validation images,
+        out of all subsets of the study's configurations (`sonobreast.evaluation.ensemble`). ``all``: every one.
+    """
+
+    choice: Literal["validation", "all"] = "validation"
+
+
 class Recipe(Settings):
     """All settings of a study.
 
     Attributes
     ----------
+    settings_of : dict
+        Architecture, as in ``model.architectures`` -> dotted setting -> value: what differs for this one. Of images,
+        division and preprocessing nothing can, nor optimizers and seeds: all members of a study share them.
+    ensemble : Ensemble or None
     ours : dict
         Setting (dotted name) -> why: choices that the paper does not state. Shown in the recipe and the report.
     """
@@ -380,6 +408,8 @@ class Recipe(Settings):
     segmentation: Segmentation = Segmentation()
     training: Training = Training()
     inference: Inference = Inference()
+    settings_of: dict[str, dict[str, Any]] = {}
+    ensemble: Ensemble | None = None
     ours: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -396,13 +426,45 @@ class Recipe(Settings):
         for key in self.ours:
             if key not in keys:
                 raise ValueError(f"ours.{key} names no setting; {nearest(key, keys)}")
+        for name in self.settings_of:
+            self.of(name)
         return self
+
+    def of(self, name: str) -> Recipe:
+        """The recipe as one architecture takes it, with its ``settings_of``.
+
+        Raises
+        ------
+        ValueError
+            For a setting that is unknown, shared by all architectures, or does not fit.
+        """
+        own = self.settings_of.get(name)
+        if not own:
+            return self
+        content = self.model_dump(exclude={"settings_of"})
+        for key, value in own.items():
+            group, _, setting = key.partition(".")
+            if group not in _OWN or not setting or key in _SHARED:
+                raise ValueError(
+                    f"settings_of.{name}.{key}: a setting of {', '.join(_OWN)} is wanted; {', '.join(_SHARED)} are "
+                    "the same for all"
+                )
+            if setting not in content[group]:
+                raise ValueError(f"settings_of.{name}: unknown key {key!r}; {nearest(key, list(_known_keys()))}")
+            content[group][setting] = value
+        try:
+            merged = Recipe.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"settings_of.{name}.{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        return merged.model_copy(update={"settings_of": self.settings_of})
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings in a nested mapping."""
     for key, value in content.items():
-        if isinstance(value, Mapping) and value and prefix + key not in ("data.subsample", "training.learning_rates"):
+        if isinstance(value, Mapping) and value and prefix + key not in _TABLES:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key
@@ -455,7 +517,8 @@ def parse_recipe(content: Mapping[str, Any], origin: str | Path) -> Recipe:
 
 def _known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        annotation = EarlyStopping if name == "early_stopping" else field.annotation
+        optional: dict[str, type[BaseModel]] = {"early_stopping": EarlyStopping, "ensemble": Ensemble}
+        annotation: Any = optional.get(name, field.annotation)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from _known_keys(annotation, f"{prefix}{name}.")
         yield prefix + name

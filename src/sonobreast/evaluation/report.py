@@ -17,6 +17,7 @@ from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import plots, published
 from sonobreast.evaluation.comparison import HEADLINE_METRICS
 from sonobreast.evaluation.comparison_text import p_text
+from sonobreast.evaluation.ensemble import ENSEMBLE
 from sonobreast.evaluation.glossary import describe, metric_names
 from sonobreast.evaluation.planning import cases_for_half
 from sonobreast.evaluation.plausibility import check_paper
@@ -82,6 +83,8 @@ def read_study(out: Path) -> Study:
     results = pd.DataFrame(read_table(out / "results.csv", ("run", "architecture", "optimizer")))
     histories: dict[tuple[str, str], dict[str, pd.DataFrame]] = {}
     for run, architecture, optimizer in zip(results["run"], results["architecture"], results["optimizer"], strict=True):
+        if architecture == ENSEMBLE:
+            continue  # a mean of others, without epochs of its own
         history = (
             pd.DataFrame(read_table(out / "runs" / run / "history.csv", ("epoch",))).replace("", "nan").astype(float)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from sonobreast.data.masks_out import predicted_mask_file, true_mask, write_mask
 from sonobreast.data.overlap import overlap
 from sonobreast.environment import record
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.ensemble import ENSEMBLE
+from sonobreast.evaluation.ensemble import KEY as ENSEMBLE_KEY
 from sonobreast.evaluation.external import analyse, averaged
 from sonobreast.evaluation.external_page import write as write_report
 from sonobreast.evaluation.predictions import configuration_title, read_predictions
@@ -29,10 +31,12 @@ from sonobreast.evaluation.segmentation_summary import read_segmentation, segmen
 from sonobreast.inspection.predict import Predicted, predict
 from sonobreast.records import (
     LESION_CLASSES,
+    NO_OPTIMIZER,
     PREDICTION_COLUMNS,
     SEGMENTATION_COLUMNS,
     Case,
     atomic,
+    read_json,
     read_table,
     write_json,
     write_table,
@@ -46,6 +50,8 @@ Progress = Callable[[str, int, int], None]
 
 def find_runs(given: Sequence[Path], configuration: str | None) -> list[Path]:
     """Run folders: those that were given, or all of one configuration of a study's folder.
+
+    The configuration ``ensemble`` is the members of all folds' ensembles, each run once.
 
     Raises
     ------
@@ -70,19 +76,44 @@ def find_runs(given: Sequence[Path], configuration: str | None) -> list[Path]:
             of.setdefault(f"{settings['architecture']}-{settings['optimizer']}", []).append(run)
         if configuration is None and len(of) > 1:
             raise SonobreastError(
-                f"the study has {len(of)} configurations: {', '.join(of)}",
+                f"the study has {len(of)} configurations: {', '.join(of)}"
+                + (f", and their {ENSEMBLE}" if (folder / "ensemble.json").is_file() else ""),
                 file=folder,
                 remedy="name one with --configuration, or give the folders of its runs",
             )
+        if configuration in (ENSEMBLE, "-".join(ENSEMBLE_KEY)):
+            runs += _members(folder, {run.name: run for run in inside})
+            continue
         name = configuration or next(iter(of))
         if name not in of:
+            has = [*of, *([ENSEMBLE] if (folder / "ensemble.json").is_file() else [])]
             raise SonobreastError(
-                f"the study has no configuration {name}; it has {', '.join(of)}",
+                f"the study has no configuration {name}; it has {', '.join(has)}",
                 file=folder,
                 remedy="name one of these",
             )
         runs += of[name]
     return runs
+
+
+def _members(study: Path, finished: Mapping[str, Path]) -> list[Path]:
+    """The runs of a study's ensembles, each once."""
+    file = study / "ensemble.json"
+    if not file.is_file():
+        raise SonobreastError(
+            "the study has no ensemble",
+            file=study,
+            remedy="run it with --set ensemble.choice=validation, or name a configuration",
+        )
+    names = dict.fromkeys(str(run) for fold in read_json(file)["folds"] for run in fold["runs"])
+    missing = [n for n in names if n not in finished]
+    if missing:
+        raise SonobreastError(
+            f"{len(missing)} runs of the ensemble are missing, first {missing[0]}",
+            file=study,
+            remedy="give `sonobreast study run` with this --out again: it makes what is missing",
+        )
+    return [finished[n] for n in names]
 
 
 def evaluate_runs(
@@ -245,18 +276,24 @@ def _table(cases: Sequence[Case], predicted: Predicted, cohort: Cohort) -> pd.Da
 
 def _row(runs: Sequence[Path]) -> dict[str, Any]:
     """The run columns of the tables: the first run's configuration, named after all of them."""
-    first = read_config(runs[0])["run"]
+    several = _configurations(runs)
+    architecture, optimizer = several[0] if len(several) == 1 else (ENSEMBLE, NO_OPTIMIZER)
     named = "+".join(run.name for run in runs)
     short = named if len(runs) == 1 else f"{len(runs)}-runs-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
     return {
         "run": short,
-        "architecture": first["architecture"],
-        "optimizer": first["optimizer"],
+        "architecture": architecture,
+        "optimizer": optimizer,
         "repeat": 0,
         "fold": 0,
         "seed": 0,
         "subset": "test",
     }
+
+
+def _configurations(runs: Sequence[Path]) -> list[tuple[str, str]]:
+    settings = [read_config(run)["run"] for run in runs]
+    return list(dict.fromkeys((str(s["architecture"]), str(s["optimizer"])) for s in settings))
 
 
 def _titles(cases: Sequence[Case]) -> list[str]:
@@ -265,6 +302,6 @@ def _titles(cases: Sequence[Case]) -> list[str]:
 
 
 def _model(runs: Sequence[Path]) -> str:
-    first = read_config(runs[0])["run"]
-    name = configuration_title(first["architecture"], first["optimizer"])
+    several = [configuration_title(*k) for k in _configurations(runs)]
+    name = several[0] if len(several) == 1 else f"Ensemble of {', '.join(several[:-1])} and {several[-1]}"
     return name if len(runs) == 1 else f"{name}, mean of {len(runs)} runs"

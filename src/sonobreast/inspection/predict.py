@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from sonobreast.data.preprocess import scale, scaling_constants
 from sonobreast.data.store import open_store
 from sonobreast.errors import SonobreastError
 from sonobreast.records import Case
-from sonobreast.training.fit import TrainedNetwork, load_run
+from sonobreast.training.fit import TrainedNetwork, load_run, read_config
 
 _BATCH = 32
 Progress = Callable[[str, int, int], None]
@@ -32,11 +33,30 @@ class Predicted:
     ----------
     classes : tuple of str
     probability : ndarray, float64, (n, C)
-        Mean of the runs' softmax outputs.
+        Mean of the runs' softmax outputs, weighted by `shares`.
     """
 
     classes: tuple[str, ...]
     probability: NDArray[np.float64]
+
+
+def shares(runs: Sequence[Path]) -> NDArray[np.float64]:
+    """Weight of each run in the mean: folds count alike, in a fold its configurations, of those their seeds.
+
+    So the mean over the folds' ensembles is the same whether the runs are averaged at once or fold by fold. Runs of one
+    configuration count alike.
+
+    Returns
+    -------
+    ndarray, float64, (n,)
+        Sums to 1.
+    """
+    settings = [read_config(run)["run"] for run in runs]
+    folds = [(run.parent.parent, s["repeat"], s["fold"]) for run, s in zip(runs, settings, strict=True)]
+    members = [(fold, s["architecture"], s["optimizer"]) for fold, s in zip(folds, settings, strict=True)]
+    seeds, in_fold = Counter(members), Counter(member[0] for member in set(members))
+    weight = [1.0 / (len(in_fold) * in_fold[m[0]] * seeds[m]) for m in members]
+    return np.asarray(weight, np.float64)
 
 
 def predict(
@@ -80,14 +100,15 @@ def predict(
     stores: dict[str, Pixels] = {}
     pixels = [_decoded(root, cases, recipe.preprocess, stores, tell) for _, recipe, _ in networks]
     segmenting = sum(network.backbone.decoder is not None for network, _, _ in networks) if take_mask else 0
+    weights = shares(runs)
     total = np.zeros((len(cases), len(classes)))
     for start in range(0, len(cases), _BATCH):
         index = np.arange(start, min(start + _BATCH, len(cases)))
         part = cases[start : start + _BATCH] if segmenting else []
         lesion = [np.zeros((c.height, c.width), np.float32) for c in part]
-        for (network, recipe, _), images in zip(networks, pixels, strict=True):
+        for (network, recipe, _), images, weight in zip(networks, pixels, weights, strict=True):
             probability, small = _batch(network, recipe, images[index], segments=bool(segmenting))
-            total[index] += probability / len(networks)
+            total[index] += probability * weight
             for k, mask in enumerate(small):
                 height, width = lesion[k].shape
                 lesion[k] += to_original_size(mask, width, height, recipe.preprocess.aspect) / segmenting

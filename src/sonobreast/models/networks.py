@@ -261,7 +261,8 @@ def _tag_is_known(name: str) -> bool:
 
 
 def recipe_for(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with ``model.backbone`` as the prefix of one architecture wants it."""
+    """The recipe with the settings of one architecture, and ``model.backbone`` as its prefix wants it."""
+    recipe = recipe.of(name)
     mode = architecture(name).mode
     if mode is None or mode == recipe.model.backbone:
         return recipe
@@ -277,6 +278,8 @@ def check_architectures(recipe: Recipe, weights: str) -> None:
         An unknown name; two names of one study that mean the same or would share a run folder; a frozen backbone
         without pre-trained weights.
     """
+    for name in recipe.settings_of:
+        architecture(name)  # one that is no part of this study may stand there, but it has to be one
     seen: dict[Any, str] = {}
     for name in recipe.model.architectures:
         chosen = architecture(name)

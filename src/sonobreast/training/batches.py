@@ -16,7 +16,7 @@ from sonobreast.config import Augment, Recipe
 from sonobreast.data.preprocess import scaling_constants
 from sonobreast.models.zoo import Backbone
 from sonobreast.training.augment import Views, draw_views, warp
-from sonobreast.training.images import Images
+from sonobreast.training.images import Images, shown_pixels
 from sonobreast.training.lesion_window import measure_boxes
 
 Made = tuple[Tensor, Tensor | None]
@@ -61,7 +61,12 @@ class Inputs:
         )
         self.label = images.label.to(device)
         self.pixels: Tensor | None = None
-        if device.type == "cuda" and 2 * math.prod(images.pixels.shape) < torch.cuda.mem_get_info(device)[0]:
+        as_they_are = recipe.augment.inpaint_marks == 0  # else views begin with one of two pictures
+        if (
+            as_they_are
+            and device.type == "cuda"
+            and 2 * math.prod(images.pixels.shape) < torch.cuda.mem_get_info(device)[0]
+        ):
             self.pixels = torch.from_numpy(images.pixels[np.arange(len(images.names))]).to(device)
 
     def __call__(self, index: NDArray[np.intp], view: int | None) -> Tensor:
@@ -72,7 +77,8 @@ class Inputs:
         if self.pixels is not None:
             taken = self.pixels[torch.from_numpy(index).to(self.device)]
         else:
-            taken = torch.from_numpy(self.images.pixels[index]).to(self.device)
+            given = shown_pixels(self.images, index, view, self.seed, self.recipe.augment)
+            taken = torch.from_numpy(given).to(self.device)
         unit = taken.permute(0, 3, 1, 2).float().div_(255.0)  # channels last in memory, as the bytes are
         if view is not None:
             drawn = self._drawn(index, view, self.recipe.augment)

@@ -12,6 +12,7 @@ _OF_WHOLE_NETWORKS = (
     "training.label_smoothing",
     "training.gradient_clip",
     "training.averaging",
+    "training.resolutions",
     "inference.flips",
     "augment.lesion_zoom",  # its views depend on the training subset, stored ones serve all folds
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sonobreast.config import Recipe
+from sonobreast.config import Augment, Recipe
 from sonobreast.data.masks import Masks
 from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import scale, scaling_constants
+from sonobreast.errors import SonobreastError
 from sonobreast.models.zoo import Backbone
 from sonobreast.training.augment import draw_views, warp
 from sonobreast.training.lesion_window import measure_boxes
@@ -31,6 +33,8 @@ class Images:
     classes : tuple of str
     masks : Masks or None
         Of the lesions, where a network of the study segments.
+    filled : Pixels or None
+        The same images with burned-in marks filled, for ``augment.inpaint_marks``.
     """
 
     pixels: NDArray[np.uint8] | Pixels
@@ -38,6 +42,31 @@ class Images:
     label: Tensor
     classes: tuple[str, ...]
     masks: Masks | None = None
+    filled: NDArray[np.uint8] | Pixels | None = None
+
+
+def shown_pixels(
+    images: Images, index: NDArray[np.intp], view: int | None, seed: int, settings: Augment
+) -> NDArray[np.uint8]:
+    """Images before they are warped: as they are, or under a view with their marks filled now and then.
+
+    The draw depends on the image's name, the view's number and the seed alone, as in `draw_views`.
+
+    Returns
+    -------
+    ndarray, uint8, (B, size, size, 3)
+    """
+    taken = images.pixels[index]
+    if view is None or settings.inpaint_marks == 0:
+        return taken
+    if images.filled is None:
+        raise SonobreastError("augment.inpaint_marks needs the filled images", remedy="this is a fault: report it")
+    names = [images.names[i] for i in index]
+    drawn = [np.random.default_rng([seed, view, zlib.crc32(n.encode()), 3]).random() for n in names]
+    chosen = np.asarray(drawn) < settings.inpaint_marks
+    if chosen.any():
+        taken[chosen] = images.filled[index[chosen]]
+    return taken
 
 
 def network_input(
@@ -55,7 +84,8 @@ def network_input(
     mean, std = scaling_constants(recipe.preprocess.scaling, backbone.mean, backbone.std)
     if view is None:
         return torch.from_numpy(scale(images.pixels[index], mean, std))
-    unit = torch.from_numpy(scale(images.pixels[index], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    taken = shown_pixels(images, index, view, seed, recipe.augment)
+    unit = torch.from_numpy(scale(taken, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     drawn = draw_views([images.names[i] for i in index], view, seed, recipe.augment)
     warped = warp(unit, drawn, recipe.augment)
     if not any(mean) and all(s == 1.0 for s in std):

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from sonobreast.config import Recipe
@@ -85,6 +86,7 @@ class FineTuning(lightning.LightningModule):
         self.images = images
         self.recipe = recipe
         self.optimizer_name = optimizer
+        self.seed = seed
         self.training_images = len(train)
         self.dtype_of_steps = _DTYPE[precision]
         self.head = head_of(backbone, len(images.classes), recipe)
@@ -151,6 +153,7 @@ class FineTuning(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         index, inputs, truth = batch
+        inputs, truth = self.at_a_resolution(inputs, truth)
         label = self.inputs.label[index.to(self.inputs.device)]
         logits, mask = self(inputs)
         loss = weighted_loss(logits, label, self.weight, self.recipe.training.label_smoothing)
@@ -160,6 +163,17 @@ class FineTuning(lightning.LightningModule):
         hits = (logits.detach().argmax(dim=1) == label).sum()
         self.steps.append((loss.detach(), hits, len(label)))  # read after the epoch: no step waits for a GPU
         return loss
+
+    def at_a_resolution(self, inputs: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A batch and its masks at one of the recipe's resolutions, drawn from the run's seed and the step."""
+        shares = self.recipe.training.resolutions
+        share = shares[int(np.random.default_rng([self.seed, self.global_step, 4]).integers(len(shares)))]
+        side = max(32, 32 * round(share * inputs.shape[2] / 32))
+        if share == 1.0 or side == inputs.shape[2]:
+            return inputs, truth
+        resized = functional.interpolate(inputs, size=(side, side), mode="bilinear", antialias=True)
+        masks = None if truth is None else functional.interpolate(truth, size=(side, side), mode="area")
+        return resized.contiguous(memory_format=torch.channels_last), masks
 
     def figures(self) -> tuple[float, float]:
         """Training loss and accuracy, means over the epoch's images."""

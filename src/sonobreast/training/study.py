@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from sonobreast.config import Recipe, dump_yaml, parse_recipe
+from sonobreast.config import Ensemble, Recipe, dump_yaml, parse_recipe
 from sonobreast.data import exclusions, groups
 from sonobreast.data import manifest as manifests
 from sonobreast.data import split as splits
@@ -26,15 +26,27 @@ from sonobreast.data.masks import open_masks
 from sonobreast.data.store import open_store
 from sonobreast.environment import record
 from sonobreast.errors import Diverged, SonobreastError
+from sonobreast.evaluation.ensemble import ENSEMBLE, ensemble
 from sonobreast.evaluation.looks import record as record_looks
 from sonobreast.evaluation.looks import test_set_of
 from sonobreast.evaluation.plots import augmentation_plot, png, samples_plot
+from sonobreast.evaluation.predictions import read_patients, read_predictions, scored_table
 from sonobreast.evaluation.segmentation_summary import read_segmentation
-from sonobreast.evaluation.summary import RESULT_COLUMNS, read_patients, read_predictions, result_row, study_metrics
+from sonobreast.evaluation.summary import RESULT_COLUMNS, figures, result_row, study_metrics
 from sonobreast.models.networks import architecture as read_architecture
 from sonobreast.models.networks import check_architectures, recipe_for
 from sonobreast.models.zoo import Backbone, decoder_of, load_backbone
-from sonobreast.records import NO_OPTIMIZER, Assignment, Run, atomic, check_version, read_json, write_json, write_table
+from sonobreast.records import (
+    NO_OPTIMIZER,
+    SUBSETS,
+    Assignment,
+    Run,
+    atomic,
+    check_version,
+    read_json,
+    write_json,
+    write_table,
+)
 from sonobreast.training.classical import fit_classical, prepare
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.fitted import Fitted
@@ -130,7 +142,7 @@ def run_study(
     for name in recipe.model.architectures:
         model = recipe_for(recipe, name).model
         if read_architecture(name).kind == "network" and (model.backbone, model.uncovered) == ("frozen", "cut"):
-            check_head_settings(recipe)
+            check_head_settings(recipe_for(recipe, name))
     with alone(out):
         reporter.stage("reading images", 0)
         sources = data if isinstance(data, Sources) else Sources(data)
@@ -157,7 +169,7 @@ def run_study(
                         architecture, todo, decoded, rows, recipe, weights, out, manifest, runs, reporter
                     )
                     shutil.rmtree(out / "cache", ignore_errors=True)  # the next one's features may need the room
-        finished = collect(out, runs)
+        finished = collect(out, runs, recipe.ensemble)
         for sentence in draw_overlays(out, manifest) if images else ():
             reporter.say(sentence)
         _count_looks(out, runs, rows, manifest)
@@ -215,7 +227,12 @@ def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: 
     label = torch.tensor([classes.index(c.label) for c in ordered])
     masks = None
     segments = any(decoder_of(a) for a in recipe.model.architectures)
-    if segments or recipe.augment.lesion_zoom > 0:
+    augments = [recipe.augment, *(recipe.of(a).augment for a in recipe.model.architectures)]
+    filled = None
+    if any(a.inpaint_marks > 0 for a in augments):
+        settings = recipe.preprocess.model_copy(update={"inpaint_marks": True})
+        filled = open_store(paths, digests, settings, progress=stages(reporter), say=reporter.say)
+    if segments or any(a.lesion_zoom > 0 for a in augments):
         masks = open_masks(manifest.root, ordered, recipe.preprocess, stages(reporter))
         unknown = len(ordered) - int(masks.known.sum())
         if segments and unknown == len(ordered):
@@ -226,7 +243,7 @@ def _decode(manifest: Manifest, cases: Sequence[Any], recipe: Recipe, reporter: 
             )
         if segments and unknown:
             reporter.say(f"{unknown} of {len(ordered)} images have no mask: they teach the class alone")
-    return Images(pixels, tuple(c.image for c in ordered), label, classes, masks)
+    return Images(pixels, tuple(c.image for c in ordered), label, classes, masks, filled)
 
 
 def draw_pictures(folder: Path, images: Images, rows: Sequence[Assignment], recipe: Recipe) -> None:
@@ -431,21 +448,19 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
         yield prefix.removeprefix("recipe.")
 
 
-def collect(out: Path, runs: Sequence[Run] | None = None) -> int:
+def collect(out: Path, runs: Sequence[Run], wanted: Ensemble | None = None) -> int:
     """Write the study's tables and ``metrics.json`` from the finished runs; returns their number.
 
-    The tables are ``predictions.csv``, ``results.csv`` and, where networks segment, ``segmentation.csv``.
+    The tables are ``predictions.csv``, ``results.csv`` and, where networks segment, ``segmentation.csv``. An ensemble
+    that the recipe wants is a further configuration in them, and ``ensemble.json`` says who its members are.
     """
-    folders = (
-        [out / "runs" / r.id for r in runs]
-        if runs is not None
-        else sorted(p for p in (out / "runs").glob("*") if not p.name.startswith("."))
-    )
-    finished = [f for f in folders if is_finished(f)]
+    finished = [f for f in (out / "runs" / r.id for r in runs) if is_finished(f)]
     if not finished:
         return 0
     _join([f / "predictions.csv" for f in finished], out / "predictions.csv")
     results = [result_row(read_config(f)["run"], read_json(f / "metrics.json")) for f in finished]
+    if wanted is not None:
+        results += _write_ensemble(out, wanted, results)
     write_table(out / "results.csv", RESULT_COLUMNS, results)
     drawn = [f / "segmentation.csv" for f in finished if (f / "segmentation.csv").is_file()]
     masks = None
@@ -457,6 +472,39 @@ def collect(out: Path, runs: Sequence[Run] | None = None) -> int:
     metrics = study_metrics(read_predictions(out / "predictions.csv"), read_patients(out / "manifest.csv"), masks)
     write_json(out / "metrics.json", metrics)
     return len(finished)
+
+
+def _write_ensemble(out: Path, wanted: Ensemble, results: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
+    """Add the ensemble to ``predictions.csv`` and write ``ensemble.json``; returns its rows of ``results.csv``."""
+    table = read_predictions(out / "predictions.csv")
+    rows, choices = ensemble(table, wanted.choice)
+    if not choices:
+        (out / "ensemble.json").unlink(missing_ok=True)
+        return []
+    columns = [str(c) for c in rows.columns if str(c).startswith("p_")]
+    written = rows.assign(**{c: [f"{v:.8g}" for v in rows[c]] for c in columns})
+    with atomic(out / "predictions.csv") as stream:
+        table.to_csv(stream, index=False, lineterminator="\n")
+        written.to_csv(stream, index=False, header=False, lineterminator="\n")
+    write_json(out / "ensemble.json", {"choice": wanted.choice, "folds": [c.as_dict() for c in choices]})
+    of_run = {str(r["run"]): r for r in results}
+    found = []
+    for choice in choices:
+        about = choice.as_dict()
+        mine = rows[rows["run"] == about["run"]]
+        members = [of_run[r] for r in choice.runs]
+        subsets = {s: figures(scored_table(mine[mine["subset"] == s])) for s in SUBSETS}
+        short = {
+            "subsets": subsets,
+            "epochs": max(int(m["epochs"]) for m in members),
+            "best_epoch": max(int(m["best_epoch"]) for m in members),
+            "seconds": sum(float(m["seconds"]) for m in members),
+            "pretrained_share": min(float(m["pretrained_share"]) for m in members),
+            "coverage": "mean of the probabilities of networks of this study",
+        }
+        run = {"id": about["run"], "architecture": ENSEMBLE, "optimizer": NO_OPTIMIZER}
+        found.append(result_row({**run, "repeat": choice.repeat, "fold": choice.fold, "seed": 0}, short))
+    return found
 
 
 def _join(files: Sequence[Path], target: Path) -> None:
