@@ -1,7 +1,8 @@
 """Every network by its name: one table, and what a name with its prefixes means.
 
 A recipe names an architecture as ``[frozen:|finetune:][joint:]NAME``, where NAME is in `NETWORKS` (upper and lower case
-are the same) or any name of timm, with a tag or without. ``DeepFusion:NAME`` takes its features from another network.
+are the same) or any name of timm, with a tag or without. ``DeepFusion:NAME`` takes its features from another network,
+and ``LinearProbe:NAME`` is a logistic regression on them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Kind = Literal["network", "joint", "classical"]
 Mode = Literal["frozen", "finetune"]
 
 FUSION = "DeepFusion"
+PROBE = "LinearProbe"
 _REMEDY = "give a name that `sonobreast models` lists, or a name of timm, with --set model.architectures=[...]"
 
 
@@ -149,6 +151,14 @@ NETWORKS: tuple[Entry, ...] = (
         "and fusion are ours. DeepFusion:NAME takes the features of another network",
         classical=True,
     ),
+    Entry(
+        PROBE,
+        "densenet169",
+        "Alain and Bengio 2016, arXiv:1610.01644",
+        "logistic regression on frozen features, its penalty chosen on validation images; the baseline that a trained "
+        "network has to beat. LinearProbe:NAME takes the features of another network",
+        classical=True,
+    ),
     # timm's smallest networks, for demonstrations and tests
     Entry("ResNet-mini", "test_resnet", "timm", "for demonstrations"),
     Entry("EfficientNet-mini", "test_efficientnet", "timm", "for demonstrations"),
@@ -184,9 +194,14 @@ class Architecture:
     shape: bool = False
 
     @property
+    def probe(self) -> bool:
+        """Whether it is a logistic regression on a network's features."""
+        return self.name.partition(":")[0] == PROBE
+
+    @property
     def entry(self) -> Entry | None:
         """Its line in the table; None for a name of timm."""
-        return _BY_NAME.get(self.name.lower())
+        return _BY_NAME.get((PROBE if self.probe else self.name).lower())
 
 
 def architecture(name: str) -> Architecture:
@@ -195,7 +210,7 @@ def architecture(name: str) -> Architecture:
     Parameters
     ----------
     name : str
-        ``[frozen:|finetune:][joint:]NAME`` or ``DeepFusion:NAME``.
+        ``[frozen:|finetune:][joint:]NAME``, ``DeepFusion:NAME`` or ``LinearProbe:NAME``.
 
     Raises
     ------
@@ -212,12 +227,14 @@ def architecture(name: str) -> Architecture:
     if colon and first.lower() == "joint":
         joint, rest = True, behind
         first, colon, behind = rest.partition(":")
-    fusion = bool(colon) and first.lower() == FUSION.lower()
-    if not rest.strip() or (fusion and not behind.strip()):
+    system = next((s for s in (FUSION, PROBE) if colon and first.lower() == s.lower()), None)
+    if not rest.strip() or (system is not None and not behind.strip()):
         raise SonobreastError(f"the architecture {name!r} is a prefix without the name of a network", remedy=_REMEDY)
-    found = replace(_look_up(FUSION, name), timm_name=_network_name(behind, name)) if fusion else _look_up(rest, name)
-    if fusion:
-        found = replace(found, name=f"{FUSION}:{behind}")
+    if system is None:
+        found = _look_up(rest, name)
+    else:
+        network = _network_name(system, behind, name)
+        found = replace(_look_up(system, name), timm_name=network, name=f"{system}:{behind}")
     if found.kind == "classical":
         if mode is not None or joint:
             prefix = f"{mode}:" if mode is not None else "joint:"
@@ -244,13 +261,13 @@ def _look_up(rest: str, whole: str) -> Architecture:
     )
 
 
-def _network_name(rest: str, whole: str) -> str:
+def _network_name(system: str, rest: str, whole: str) -> str:
     """The timm name of a plain network, for whoever takes its features."""
     found = _look_up(rest, whole)
     if found.kind != "network" or found.timm_name is None:
         raise SonobreastError(
-            f"{FUSION} takes the features of a network, and {found.name} is none",
-            remedy=f"give {FUSION}:NAME with the name of a plain network, such as {FUSION}:DenseNet169",
+            f"{system} takes the features of a network, and {found.name} is none",
+            remedy=f"give {system}:NAME with the name of a plain network, such as {system}:DenseNet169",
         )
     return found.timm_name
 
@@ -263,6 +280,11 @@ def _tag_is_known(name: str) -> bool:
 def recipe_for(recipe: Recipe, name: str) -> Recipe:
     """The recipe with the settings of one architecture, and ``model.backbone`` as its prefix wants it."""
     recipe = recipe.of(name)
+    if architecture(name).probe:  # one linear layer on the features of each image alone
+        head = recipe.head.model_copy(update={"hidden": (), "dropout": 0.0})
+        inference = recipe.inference.model_copy(update={"flips": False})
+        model = recipe.model.model_copy(update={"backbone": "frozen"})
+        recipe = recipe.model_copy(update={"head": head, "inference": inference, "model": model})
     mode = architecture(name).mode
     if mode is None or mode == recipe.model.backbone:
         return recipe
@@ -296,7 +318,7 @@ def check_architectures(recipe: Recipe, weights: str) -> None:
                 f"{chosen.name} has no pre-trained weights, and a frozen backbone without them learns nothing",
                 remedy=f"train it: finetune:{chosen.name}",
             )
-        meant = replace(chosen, name="", mode=None if chosen.kind == "classical" else mode)
+        meant = replace(chosen, name=PROBE if chosen.probe else "", mode=None if chosen.kind == "classical" else mode)
         folder = Run(architecture=name, optimizer="").id.lower()  # some file systems ignore case
         for key, why in ((meant, "are the same network"), (folder, "would share a run folder")):
             if key in seen:

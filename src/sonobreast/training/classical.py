@@ -1,7 +1,8 @@
-"""Classical systems in a study: a random forest on handcrafted features, and deep features with fused classifiers.
+"""Classical systems in a study: a forest on handcrafted features, deep features with fused classifiers, a linear probe.
 
 They take no optimizer and no augmentation, and are fitted on the training subset alone. The forest does not look at the
-validation subset; the fusion chooses there how many features it takes and how much each classifier counts.
+validation subset; the fusion chooses there how many features it takes and how much each classifier counts, the probe
+how strong its penalty is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import Tensor, nn
 
 from sonobreast.config import Recipe
 from sonobreast.data.manifest import Manifest
@@ -25,11 +29,12 @@ from sonobreast.data.preprocess import decode_mask
 from sonobreast.errors import Diverged, SonobreastError
 from sonobreast.models import handcrafted
 from sonobreast.models.classical import Ensemble, handcrafted_backbone, keep, member_probability, standardised
+from sonobreast.models.heads import build_head
 from sonobreast.models.networks import Architecture
 from sonobreast.models.zoo import Backbone, load_backbone
 from sonobreast.records import LESION_CLASSES, Run
 from sonobreast.training.fitted import Fitted, Progress
-from sonobreast.training.frozen import cache_key, compute_bank
+from sonobreast.training.frozen import cache_key, compute_bank, starts_standardised
 from sonobreast.training.images import Images
 
 if TYPE_CHECKING:
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
 TREES = 300
 FEATURE_COUNTS = (32, 64, 128, 256, 512)  # of which the fusion chooses one, or all there are
 NEIGHBOURS = 7
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # inverse, of which the probe chooses one
+_NEVER = 30.0  # logit of a class that no training image has, below the others
 _NORMAL = LESION_CLASSES[2]
 
 # One study may ask for a forest with shape features and one without: textures are computed once for each set of images.
@@ -181,6 +188,13 @@ def fit_classical(
             raise SonobreastError(
                 f"the training subset of {run.id} holds one class only", remedy="divide the images in another way"
             )
+        if chosen.probe:
+            state, probability = fit_probe(prepared, label, fold, len(images.classes), recipe)
+            seconds = time.perf_counter() - started
+            yield index, Fitted(state, (), 0, probability, seconds, "float32")
+            if progress is not None:
+                progress(1)
+            continue
         if chosen.timm_name is None:
             ensemble, found = fit_forest(prepared.features, label, fold.train, len(images.classes), recipe, run.seed)
         else:
@@ -245,6 +259,62 @@ def _forest(trees: int, weight: NDArray[np.float64], label: NDArray[np.intp], se
 
 def _weights_of_seen(weight: NDArray[np.float64], label: NDArray[np.intp]) -> dict[int, float]:
     return {int(c): float(weight[c]) for c in np.unique(label)}
+
+
+def fit_probe(
+    prepared: Prepared, label: NDArray[np.intp], fold: Fold, classes: int, recipe: Recipe
+) -> tuple[dict[str, Tensor], NDArray[np.float32]]:
+    """Logistic regression on standardised features of a frozen network, as the tensors of a linear head.
+
+    Mean and spread of the features, and the fit, are the training subset's; of the inverse penalties `PENALTIES` the
+    one with the least log loss on the validation subset is taken. Standardisation and regression are one linear layer:
+    ``W x / s + (b - W m / s)``.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        ``features`` float32 (n, F).
+    label : ndarray of int, (n,)
+    fold : Fold
+        No label of the test subset is looked at.
+
+    Returns
+    -------
+    state : dict of Tensor
+        A run's tensors, ``head.*``.
+    probability : ndarray, float32, (n, C)
+        Of all images.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    train, held_out = fold.train, fold.validation
+    centre, spread = _statistics(prepared.features[train])
+    x = (prepared.features.astype(np.float64) - centre) / spread
+    weight = _weights_of_seen(class_weight_of(label[train], classes, recipe), label[train])
+    best: tuple[float, NDArray[np.float64], NDArray[np.float64]] | None = None
+    for penalty in PENALTIES:
+        model = LogisticRegression(C=penalty, class_weight=weight, max_iter=5000).fit(x[train], label[train])
+        slope, shift = np.zeros((classes, x.shape[1])), np.full(classes, -_NEVER)
+        binary = len(model.classes_) == 2  # scikit-learn gives one row for two classes: their difference
+        slope[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2 if binary else model.coef_
+        given = np.concatenate([-model.intercept_, model.intercept_]) / 2 if binary else model.intercept_
+        shift[model.classes_] = given
+        logits = x[held_out] @ slope.T + shift
+        of_truth = softmax(logits, axis=1)[np.arange(len(held_out)), label[held_out]]
+        loss = float(-np.log(np.maximum(of_truth, 1e-12)).mean()) if len(held_out) else 0.0
+        if best is None or loss < best[0]:
+            best = loss, slope, shift
+    assert best is not None
+    _, slope, shift = best
+    head = build_head(
+        prepared.backbone.features, classes, recipe.head, standardise=starts_standardised(prepared.backbone, recipe)
+    )
+    linear = next(layer for layer in head if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(slope / spread))
+        linear.bias.copy_(torch.from_numpy(shift - (slope / spread) @ centre))
+        probability = head.eval()(torch.from_numpy(prepared.features)).softmax(dim=1).numpy()
+    return {f"head.{k}": v.detach().clone() for k, v in head.state_dict().items()}, probability
 
 
 def fit_fusion(
