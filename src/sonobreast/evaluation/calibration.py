@@ -260,7 +260,7 @@ def calibration_metrics(found: Recalibrated, *, resamples: int = 2000) -> dict[s
     }
     if n < NEEDED:
         return content | {
-            "reason": f"there are {n} test images; {NEEDED} are needed for two bins of {LEAST}",
+            "reason": f"{n} test image{'s' if n > 1 else ''}: {NEEDED} are needed for two bins of {LEAST}",
             "bins": 0,
         }
     for name, table in tables.items():
@@ -362,7 +362,8 @@ def _brier_interval(
     loss = np.mean([(s - y) ** 2 for s, y in zip(scores, outcomes, strict=True)], axis=0)  # (n,)
 
     def statistic(weight: Floats) -> Mapping[str, Floats]:
-        return {"brier": weight @ loss / weight.sum(axis=1)}
+        total = weight.sum(axis=1)
+        return {"brier": np.divide(weight @ loss, total, out=np.full(len(total), np.nan), where=total > 0)}
 
     drawn = draw_statistics(statistic, codes, resamples=resamples, jackknife=True)["brier"]
     groups = int(codes.max()) + 1
