@@ -60,7 +60,8 @@ def test_equal_mass_bins_hold_equally_many_and_ties_stay_together() -> None:
     assert set(np.bincount(bin_of(s, bin_edges(s)))) == {60}
     tied = np.r_[np.zeros(500), np.linspace(0.1, 1, 100)]
     assert len(np.unique(bin_of(tied, bin_edges(tied))[:500])) == 1
-    assert len(bin_edges(np.zeros(63))) - 1 == 3 and len(bin_edges(np.zeros(5))) - 1 == 1
+    assert len(bin_edges(np.zeros(63))) - 1 == 3
+    assert len(bin_edges(np.zeros(5))) - 1 == 1
 
 
 def test_brier_is_scikit_learns_and_the_parts_add_up() -> None:
@@ -81,7 +82,8 @@ def test_brier_parts_by_hand() -> None:
     parts = brier_parts(s, y, bins=2)
     assert parts.reliability == pytest.approx(0.5 * 0.0 + 0.5 * 0.2**2)
     assert parts.resolution == pytest.approx(0.3**2)
-    assert parts.uncertainty == 0.25 and parts.within == pytest.approx(0, abs=1e-15)
+    assert parts.uncertainty == 0.25
+    assert parts.within == pytest.approx(0, abs=1e-15)
 
 
 def test_what_chance_gives_a_calibrated_model() -> None:
@@ -89,7 +91,8 @@ def test_what_chance_gives_a_calibrated_model() -> None:
     mean, high = ece_if_calibrated([s], np.arange(300))
     rng = np.random.default_rng(1)
     seen = [expected_calibration_error(s, rng.random(300) < s) for _ in range(300)]
-    assert mean == pytest.approx(np.mean(seen), rel=0.06) and high == pytest.approx(np.quantile(seen, 0.95), rel=0.1)
+    assert mean == pytest.approx(np.mean(seen), rel=0.06)
+    assert high == pytest.approx(np.quantile(seen, 0.95), rel=0.1)
     grouped, _ = ece_if_calibrated([s], np.arange(300) // 6)
     assert grouped > 1.1 * mean  # cases that happen together tell less
 
@@ -111,8 +114,11 @@ def test_the_interval_of_ece_covers_where_percentiles_do_not() -> None:
 
 def test_the_metrics_of_a_study() -> None:
     found = calibration_metrics(recalibrated(predictions(images=180, folds=3, seeds=(0, 1), group_of=2)), resamples=100)
-    assert found["reason"] == "" and set(found["variants"]) == {"none", "temperature", "isotonic"}
-    assert found["runs"] == 6 and found["bins"] == 9 and found["validation_images"] == 60
+    assert found["reason"] == ""
+    assert set(found["variants"]) == {"none", "temperature", "isotonic"}
+    assert found["runs"] == 6
+    assert found["bins"] == 9
+    assert found["validation_images"] == 60
     for variant in found["variants"].values():
         event = variant["malignancy"]
         parts = event["parts"]

@@ -45,7 +45,8 @@ def test_quantiles_by_hand() -> None:
     p1 = np.array([0.6, 0.7, 0.8])
     p = np.r_[np.stack([p0, 1 - p0], axis=1), np.stack([1 - p1, p1], axis=1)]
     levels = class_quantiles(p, np.r_[np.zeros(9), np.ones(3)], alpha=0.2)
-    assert levels[0] == pytest.approx(0.8) and math.isinf(levels[1])
+    assert levels[0] == pytest.approx(0.8)
+    assert math.isinf(levels[1])
     sets = prediction_sets([[0.3, 0.7], [0.1, 0.9]], levels)
     assert sets.tolist() == [[True, True], [False, True]]
     assert abstains(sets).tolist() == [True, False]
@@ -56,7 +57,8 @@ def test_quantiles_by_hand() -> None:
     ("n", "rank", "expected"), [(9, 9, 0.9), (10, 10, 10 / 11), (19, 18, 0.9), (99, 90, 0.9), (8, 9, 1)]
 )
 def test_ranks_are_exact(n: int, rank: int, expected: float) -> None:
-    assert quantile_rank(n, 0.1) == rank and expected_coverage(n, 0.1) == pytest.approx(expected)
+    assert quantile_rank(n, 0.1) == rank
+    assert expected_coverage(n, 0.1) == pytest.approx(expected)
 
 
 def test_too_few_cases_make_the_class_certain() -> None:
@@ -100,7 +102,7 @@ def test_halving_keeps_groups_together_and_classes_balanced() -> None:
     for g in range(40):
         assert (half[:, codes == g] == half[:, [3 * g]]).all()
     share = [half[:, label == c].mean(axis=1) for c in range(3)]
-    assert all(0.4 <= s.min() and s.max() <= 0.6 for s in share)
+    assert all(s.min() >= 0.4 and s.max() <= 0.6 for s in share)
     assert not np.array_equal(half[0], half[1])
 
 
@@ -137,7 +139,8 @@ def test_risk_coverage_by_hand() -> None:
     # The best order has both right ones first: risks 0, 0, 1/3, 1/2.
     assert area_of_oracle(0.5, 4) == pytest.approx((1 / 3 + 1 / 2) / 4)
     tied, risk = risk_coverage(np.ones(4), [0, 0, 1, 1])
-    assert tied.tolist() == [[1.0]] and area_under_risk_coverage(tied, risk)[0] == 0.5
+    assert tied.tolist() == [[1.0]]
+    assert area_under_risk_coverage(tied, risk)[0] == 0.5
     # A weight of 2 is a case twice.
     a = area_under_risk_coverage(*risk_coverage([0.9, 0.8], [0, 1], [[1.0, 2.0]]))
     b = area_under_risk_coverage(*risk_coverage([0.9, 0.8, 0.8], [0, 1, 1]))
@@ -149,7 +152,8 @@ def test_risk_at_full_coverage_is_the_error_and_the_area_lies_between_oracle_and
     assert found["points"][0]["risk"]["estimate"] == pytest.approx(found["risk"])
     assert found["area_of_oracle"] < found["area"]["estimate"] < found["risk"]
     last = found["points"][-1]
-    assert last["cancers_referred"] > 0.2 and last["cancers_missed"] <= found["points"][0]["cancers_missed"]
+    assert last["cancers_referred"] > 0.2
+    assert last["cancers_missed"] <= found["points"][0]["cancers_missed"]
 
 
 def test_bad_input_has_defined_answers_and_no_warnings() -> None:
@@ -165,8 +169,11 @@ def test_bad_input_has_defined_answers_and_no_warnings() -> None:
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = [(conformal_metrics(whole_repeats(t)), abstention_metrics(whole_repeats(t), resamples=100)) for t in tables]
+        found = [
+            (conformal_metrics(whole_repeats(t)), abstention_metrics(whole_repeats(t), resamples=100)) for t in tables
+        ]
     json.dumps(found)
     assert any("9 are needed for a coverage of 90 %" in note for note in found[0][0]["notes"])
-    assert found[1][0]["reason"] and found[2][1]["reason"] == "the test images are of one group"
+    assert found[1][0]["reason"]
+    assert found[2][1]["reason"] == "the test images are of one group"
     assert found[3][0]["per_class"]["benign"]["coverage"]["mean"] == 1

@@ -47,7 +47,8 @@ def test_temperature_and_thresholds_come_from_validation_quantiles_from_test() -
     assert rule.quantiles != other_test.quantiles
     assert rule.quantiles == other_validation.quantiles
     assert rule.temperature != other_validation.temperature != 1
-    assert rule.runs == 6 and rule.validation_images == 120
+    assert rule.runs == 6
+    assert rule.validation_images == 120
 
 
 def test_the_values_of_a_rule_by_its_definition() -> None:
@@ -60,7 +61,8 @@ def test_the_values_of_a_rule_by_its_definition() -> None:
     assert (warm[validation.label == 1] >= rule.thresholds["sensitivity 0.9"]).mean() >= 0.9
     levels = class_quantiles(test.probability, test.label)
     assert list(rule.quantiles.values()) == pytest.approx(levels.tolist())
-    assert coverage["kind"] == "folds" and "not guaranteed" in rule.calibration_source
+    assert coverage["kind"] == "folds"
+    assert "not guaranteed" in rule.calibration_source
     assert coverage["images"] == {"calibration": 120, "report": 120}
     assert all(abs(v["coverage"] - 0.9) < 0.08 for v in coverage["per_class"].values())
 
@@ -71,7 +73,8 @@ def test_a_hold_out_calibrates_on_one_half_and_reports_on_the_other() -> None:
     test, image, group = mean_of_runs(table[table["subset"] == "test"])
     codes, _ = group_codes(group, test.n)
     half = grouped_halves(codes, test.label, 1, 3)[0]
-    assert not {*codes[half]} & {*codes[~half]} and coverage["kind"] == "half"
+    assert not {*codes[half]} & {*codes[~half]}
+    assert coverage["kind"] == "half"
     reporting = {i for i, h in zip(image, half, strict=True) if not h}
     assert coverage["images"] == {"calibration": int(half.sum()), "report": len(reporting)}
     again, _ = fit_rule(with_other(table, "test", reporting), alpha=0.2, seed=3)
@@ -99,11 +102,14 @@ def test_applied_it_says_what_it_is_made_of() -> None:
 
 def test_the_rule_survives_json() -> None:
     few, _ = fit_rule(predictions(images=16))  # infinite quantiles, a temperature of 1
-    assert None in few.quantiles.values() and few.temperature == 1
+    assert None in few.quantiles.values()
+    assert few.temperature == 1
     for rule in (few, fit_rule(predictions(images=200, folds=2))[0]):
         text = json.dumps(rule.as_dict(), allow_nan=False)
         assert rule_from(json.loads(text)) == rule
-    assert all(apply_rule(few, [[1.0, 0.0, 0.0]]).sets[0, [c for c, q in enumerate(few.quantiles.values()) if q is None]])
+    assert all(
+        apply_rule(few, [[1.0, 0.0, 0.0]]).sets[0, [c for c, q in enumerate(few.quantiles.values()) if q is None]]
+    )
 
 
 def test_too_few_cases_are_said_with_the_number_needed() -> None:
@@ -116,10 +122,12 @@ def test_too_few_cases_are_said_with_the_number_needed() -> None:
 
 def test_without_the_class_malignant_there_is_no_threshold() -> None:
     rule, _ = fit_rule(predictions(images=60, classes=("a", "b")))
-    assert rule.thresholds == {} and apply_rule(rule, [[0.5, 0.5]]).malignant == {}
+    assert rule.thresholds == {}
+    assert apply_rule(rule, [[0.5, 0.5]]).malignant == {}
     table = predictions(images=60)
     rule, _ = fit_rule(table[(table["subset"] == "test") | (table["label"] != "malignant")])
-    assert rule.thresholds == {} and "the validation images hold no malignant" in rule.notes
+    assert rule.thresholds == {}
+    assert "the validation images hold no malignant" in rule.notes
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def test_the_maps_of_a_run_know_its_validation_images_only() -> None:
         other.loc[test, ["p_benign", "p_malignant", "p_normal"]].to_numpy(), 1, axis=1
     )
     a, b = recalibrated(table), recalibrated(other)
-    assert a.temperatures == b.temperatures and len(set(a.temperatures.values())) == 3
+    assert a.temperatures == b.temperatures
+    assert len(set(a.temperatures.values())) == 3
     run = next(iter(a.temperatures))
     rows = (table["run"] == run) & (table["subset"] == "test")
     p = table.loc[rows, ["p_benign", "p_malignant", "p_normal"]].to_numpy()
@@ -105,13 +106,16 @@ def test_too_few_validation_images_are_said_with_the_number_needed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         few = recalibrated(predictions(images=12))
-    assert set(few.temperatures.values()) == {1.0} and few.isotonic is None and not few.fitted
-    assert "1 of 1 runs have too few validation images for a temperature (12; 20 are needed)" in few.notes[0]
-    assert "12 validation images, 50 are needed" in few.notes[1]
+    assert set(few.temperatures.values()) == {1.0}
+    assert few.isotonic is None
+    assert not few.fitted
+    assert "too few validation images for a temperature in 1 of 1 runs (12; 20 are needed)" in few.notes[0]
+    assert "(12; 50 are needed)" in few.notes[1]
     some = predictions(images=60)
     lacking = recalibrated(some[(some["subset"] == "test") | (some["label"] != "malignant")])
     assert "the validation images of 1 of 1 runs hold no malignant" in lacking.notes
-    assert lacking.isotonic is None and lacking.fitted
+    assert lacking.isotonic is None
+    assert lacking.fitted
 
 
 def test_a_perfect_network_is_at_the_bound_and_said() -> None:

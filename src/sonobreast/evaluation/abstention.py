@@ -53,7 +53,7 @@ def area_under_risk_coverage(coverage: Floats, risk: Floats) -> Floats:
 
     References
     ----------
-    Geifman, Uziel & El-Yaniv 2019, ICLR, equation 2.
+    Geifman, Uziel & El-Yaniv 2019, ICLR (bias-reduced uncertainty estimation).
     """
     steps = np.diff(coverage, axis=1, prepend=0.0)
     area: Floats = (steps * np.nan_to_num(risk)).sum(axis=1)
@@ -119,7 +119,7 @@ def abstention_metrics(repeats: Repeats, *, resamples: int = 2000) -> dict[str, 
         "points": [
             {
                 "coverage": g,
-                "risk": at[int(np.flatnonzero(_GRID == g)[0])],
+                "risk": at[int(np.flatnonzero(g == _GRID)[0])],
                 "threshold": float(np.mean([_threshold(c, g) for c in confidence])),
                 **_cancers(sets, confidence, g, codes),
             }

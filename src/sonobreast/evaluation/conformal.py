@@ -1,17 +1,18 @@
 """Class-conditional (Mondrian) split conformal sets: which classes cannot be ruled out for an image.
 
 The score of a class is 1 minus its probability, as the network gives it. The sets need no calibrated probabilities, so
-the temperature stays out of them: calibration cases that stopping has not seen are then seen by nothing at all. With two
-classes a temperature would not change a set, with three hardly.
+the temperature stays out of them: calibration cases that stopping has not seen are then seen by nothing at all. With
+two classes a temperature would not change a set, with three hardly.
 
 What a set promises: of new images of class c at least the share 1 - alpha have c in their set, on average over draws of
 calibration cases, if the new cases come from where the calibration cases come from. It promises nothing for a single
 patient, for another hospital, or for images that get a certain set.
 
-Of each fold's test images, which stopping has not seen, half of the groups calibrate and the other half are judged, over
-many random halvings. The folds are put together, so with several folds the scores come from several networks; each has
-not seen the cases it scores, but has been trained on cases that another one scores: the promise then holds nearly, not
-exactly (Vovk 2015, on cross-conformal predictors).
+Of the test images, which stopping has not seen, half of the groups calibrate and the other half are judged, over many
+random halvings. The folds are put together, so with several folds the scores come from several networks; each has not
+seen the cases it scores, but has been trained on cases that another one scores: the promise then holds nearly, not
+exactly (Vovk 2015, Ann Math Artif Intell 74:9, on cross-conformal predictors). Within groups of several images, too, it
+holds nearly: it is exact for one image of each group.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def class_quantiles(probability: npt.ArrayLike, label: npt.ArrayLike, alpha: flo
 
     References
     ----------
-    Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, section 4.5 (Mondrian); Sadinle, Lei &
+    Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, chapter 4 (Mondrian); Sadinle, Lei &
     Wasserman 2019, J Am Stat Assoc 114:223 (class-conditional sets with this score).
     """
     p, y = np.asarray(probability, np.float64), np.asarray(label, np.int64)

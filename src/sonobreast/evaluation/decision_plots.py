@@ -6,7 +6,7 @@ lines differ in style and markers as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -24,7 +24,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]
     return figure, axes[0]
 
 
-def _numbers(rows: list[Mapping[str, Any]], key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _numbers(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array([np.nan if r[key] is None else r[key] for r in rows], dtype=np.float64)
 
 
@@ -143,7 +143,7 @@ def risk_coverage_plot(abstention: Mapping[str, Any]) -> Figure:
         color=GREY,
         lw=1.3,
         ls="-.",
-        label="wrong ones all last (best possible)",
+        label="best possible",
     )
     axis.set_xlim(1.0, 0.05)
     axis.set_ylim(0.0, max(0.05, 1.1 * float(np.nanmax(np.r_[high, abstention["risk"]]))))

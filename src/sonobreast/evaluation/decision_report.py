@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sonobreast.evaluation.calibration import LEAST, VARIANTS
@@ -10,6 +11,7 @@ from sonobreast.evaluation.decisions import cancers_needed
 from sonobreast.evaluation.predictions import OPTIMIZER_TITLES, configuration_title
 from sonobreast.evaluation.trust import PARTS
 
+_FEW = re.compile(r"only (\d+) groups behind this figure")
 _TILT = 0.03  # said and seen further apart than this are worth a sentence
 
 
@@ -71,22 +73,25 @@ def calibration_sentences(calibration: Mapping[str, Any]) -> list[str]:
         )
     ]
     tilt = after[what]["said"] - after[what]["seen"]
-    if what == "malignancy" and abs(tilt) > _TILT:
+    still_off = after[what]["ece"]["estimate"] > after[what]["if_calibrated"]["high"]
+    if what == "malignancy" and abs(tilt) > _TILT and still_off:
         said.append(
             f"After the temperature the mean probability of malignancy is {_percent(after[what]['said'])}, and "
-            f"{_percent(after[what]['seen'])} of the images are malignant: it says too {'much' if tilt > 0 else 'little'}. "
-            "A temperature cannot mend that, for it makes all classes surer or less sure alike; class weights in "
-            "training are a usual cause."
+            f"{_percent(after[what]['seen'])} of the images are malignant: it says too "
+            f"{'much' if tilt > 0 else 'little'}. A temperature cannot mend that, for it makes all classes surer or less sure "
+            "alike; class weights in training are a usual cause."
         )
     warm, cold = after["log_loss"]["estimate"], before["log_loss"]["estimate"]
     t = calibration["temperature"]
     spread = "" if t["least"] == t["greatest"] else f" (from {t['least']:.2f} to {t['greatest']:.2f} over the runs)"
     sure = "less sure" if t["mean"] > 1.02 else "surer" if t["mean"] < 0.98 else "hardly different"
+    if t["least"] < 0.98 and t["greatest"] > 1.02:
+        sure = "surer in some runs and less sure in others"
     changed = "falls" if warm < cold - 5e-4 else "rises" if warm > cold + 5e-4 else "stays"
     if calibration["fitted"]:
         said.append(
-            f"The temperature is {t['mean']:.2f}{spread}: it makes the probabilities {sure}, and the log loss on the test "
-            f"images {changed}{'' if changed == 'stays' else f' from {cold:.3f} to {warm:.3f}'}."
+            f"The temperature is {t['mean']:.2f}{spread}: it makes the probabilities {sure}, and the log loss on the "
+            f"test images {changed}{'' if changed == 'stays' else f' from {cold:.3f} to {warm:.3f}'}."
         )
     return said
 
@@ -117,10 +122,10 @@ def decision_sentences(decisions: Mapping[str, Any]) -> list[str]:
         f"{100 * a:.0f} %" if a == b else f"{100 * a:.0f} to {100 * b:.0f} %" for a, b in decisions["better"]
     )
     said.append(
-        f"Net benefit is above that of biopsy for all and for none, by more than chance explains at any one threshold, at "
-        f"threshold probabilities of {ranges}."
+        f"Net benefit is above that of biopsy for all and for none, by more than chance explains at any one threshold, "
+        f"at threshold probabilities of {ranges}."
         if ranges
-        else "At no threshold probability up to 50 % is the net benefit shown to be above that of biopsy for all or none."
+        else "At no threshold probability up to 50 % is net benefit shown to be above that of biopsy for all and none."
     )
     return said
 
@@ -134,9 +139,10 @@ def abstention_sentences(conformal: Mapping[str, Any], abstention: Mapping[str, 
         single, right = conformal["single"], conformal["single_right"]
         correct = "" if right["mean"] is None else f", and {_percent(right['mean'])} of these are right"
         said.append(
-            f"Sets that aim to hold the true class in {100 * (1 - conformal['alpha']):.0f} % of each class name one class "
-            f"for {_percent(single['mean'])} of the images{correct}; the others ({_percent(conformal['several']['mean'])} "
-            f"with several classes, {_percent(conformal['empty']['mean'])} with none) are for a person to read."
+            f"Sets that aim to hold the true class in {100 * (1 - conformal['alpha']):.0f} % of each class name one "
+            f"class for {_percent(single['mean'])} of the images{correct}; the others "
+            f"({_percent(conformal['several']['mean'])} with several classes, {_percent(conformal['empty']['mean'])} "
+            "with none) are for a person to read."
         )
     if abstention["reason"]:
         return [*said, f"No risk-coverage curve: {abstention['reason']}."]
@@ -173,21 +179,30 @@ def _share(figure: Mapping[str, Any]) -> str:
 
 
 def _cautions(entries: Sequence[Mapping[str, Any]], part: str) -> list[str]:
-    """Notes of all configurations, once each; with several configurations the title stands before its own."""
+    """Notes of all configurations, once each, and whose they are; those about few groups put together."""
     found: dict[str, list[str]] = {}
+    few: list[int] = []
     for e in entries:
-        content = e[part]
-        notes = list(content.get("notes", ()))
-        notes += [p["note"] for p in content.get("points", ()) if p.get("note")]
-        notes += [f["note"] for p in content.get("points", ()) for f in p.values() if _noted(f)]
-        for variant in content.get("variants", {}).values():
-            events = [variant["log_loss"], variant["top"]["ece"]]
-            events += [variant["malignancy"]["ece"], variant["malignancy"]["brier"]] if variant["malignancy"] else []
-            notes += [f["note"] for f in events if f["note"]]
-        for note in dict.fromkeys(notes):
-            found.setdefault(note, []).append(e["title"])
-    return [note if len(of) == len(entries) else f"{', '.join(of)}: {note}" for note, of in found.items()]
+        for note in dict.fromkeys(n for text in _notes(e[part]) for n in text.split("; ") if n):
+            number = _FEW.match(note)
+            if number:
+                few.append(int(number[1]))
+            else:
+                found.setdefault(note, []).append(e["title"])
+    said = [note if len(of) == len(entries) else f"{', '.join(of)}: {note}" for note, of in found.items()]
+    if few:
+        span = str(min(few)) if min(few) == max(few) else f"{min(few)} to {max(few)}"
+        said.append(f"some figures rest on {span} groups only: their intervals may be too narrow")
+    return said
 
 
-def _noted(figure: object) -> bool:
-    return isinstance(figure, Mapping) and bool(figure.get("note"))
+def _notes(content: Any) -> Iterator[str]:
+    """Every ``note`` and all ``notes``, however deep."""
+    if isinstance(content, Mapping):
+        yield from content.get("notes", ())
+        if content.get("note"):
+            yield content["note"]
+        content = list(content.values())
+    if isinstance(content, list):
+        for value in content:
+            yield from _notes(value)

@@ -26,13 +26,13 @@ TEMPERATURE_NEEDS = 20
 ISOTONIC_NEEDS, ISOTONIC_NEEDS_OF_CLASS = 50, 5
 """Validation images, in all and of each class, below which no isotonic regression is fitted."""
 ISOTONIC_WANTS = 1000
-"""Below about so many cases isotonic regression follows chance (Niculescu-Mizil & Caruana 2005, ICML, section 5)."""
+"""Below about so many cases isotonic regression follows chance (Niculescu-Mizil & Caruana 2005, ICML)."""
 
 
 def fit_temperature(probability: npt.ArrayLike, label: npt.ArrayLike) -> float:
     """The temperature of greatest likelihood, ``argmin_T -sum_i log softmax(log p_i / T)[y_i]``, within `TEMPERATURES`.
 
-    The loss is convex in 1/T, so its derivative has one root. Where every case is right (or the network can only gain by
+    The loss is convex in 1/T, so its derivative has one root. Where every case is right (the network can only gain by
     being surer) the lower bound is the answer, where chance does better than the network the upper one, and 1 where no
     temperature changes anything.
 
@@ -184,8 +184,8 @@ def recalibrated(table: pd.DataFrame) -> Recalibrated:
     notes = []
     if few:
         notes.append(
-            f"{len(few)} of {total} runs have too few validation images for a temperature ({min(few)}; "
-            f"{TEMPERATURE_NEEDS} are needed): theirs stays 1"
+            f"too few validation images for a temperature in {len(few)} of {total} runs ({min(few)}; "
+            f"{TEMPERATURE_NEEDS} are needed): it stays 1 there"
         )
     if bound:
         notes.append(
@@ -216,8 +216,8 @@ def _columns(names: Sequence[str], values: Floats) -> dict[str, Floats]:
 def _too_few(n: int, count: Ints, classes: Sequence[str]) -> str:
     rare = int(np.argmin(count))
     if n < ISOTONIC_NEEDS:
-        return f"a run has {n} validation images, {ISOTONIC_NEEDS} are needed"
+        return f"too few validation images in a run ({n}; {ISOTONIC_NEEDS} are needed)"
     return (
-        f"a run's validation images hold {int(count[rare])} of class {classes[rare]}, "
-        f"{ISOTONIC_NEEDS_OF_CLASS} are needed"
+        f"too few validation images of class {classes[rare]} in a run ({int(count[rare])}; "
+        f"{ISOTONIC_NEEDS_OF_CLASS} are needed)"
     )

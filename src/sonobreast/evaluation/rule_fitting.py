@@ -99,7 +99,7 @@ def fit_rule(
     -------
     rule : DecisionRule
     coverage : dict
-        JSON-ready. ``kind`` ("half" or "folds"), ``alpha``, ``images`` (test images that calibrate, and that report) and
+        JSON-ready. ``kind`` ("half" or "folds"), ``alpha``, ``images`` (test images that calibrate, and that report),
         ``per_class``: class -> ``coverage`` and ``size`` (of the sets), ``images`` reporting; None where there is none.
 
     Raises
@@ -133,8 +133,8 @@ def fit_rule(
     if folds > 1:
         calibrates = np.ones(test.n, bool)
         source = (
-            f"test images of {folds} folds, each scored by networks that have neither trained nor stopped on it; shipped "
-            f"is the mean of {runs} networks, so that the coverage is expected, not guaranteed"
+            f"test images of {folds} folds, each scored by networks that have neither trained nor stopped on it; "
+            f"shipped is the mean of {runs} networks, so that the coverage is expected, not guaranteed"
         )
     else:
         if len(names) < 2:

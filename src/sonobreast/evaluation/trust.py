@@ -1,4 +1,4 @@
-"""Calibration, decisions, conformal sets and abstention of one configuration: the parts of a study's ``metrics.json``."""
+"""Calibration, decisions, conformal sets and abstention of one configuration: parts of a study's ``metrics.json``."""
 
 from __future__ import annotations
 
