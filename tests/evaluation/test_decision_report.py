@@ -113,12 +113,12 @@ def test_the_sentences_follow_the_figures() -> None:
     assert "it says too much" in off
     point = good["decisions"]["points"][0]
     text = " ".join(decision_sentences(good["decisions"]))
-    assert f"{100 * point['sensitivity']['estimate']:.1f} %" in text
+    assert f"{100 * point['sensitivity']['estimate']:.1f}\u00a0%" in text
     assert "The aim is missed" not in text
     missed = {**point, "sensitivity": {**point["sensitivity"], "estimate": 0.7, "low": 0.6, "high": 0.8}}
     assert "The aim is missed" in " ".join(decision_sentences({**good["decisions"], "points": [missed]}))
     words = " ".join(abstention_sentences(good["conformal"], good["abstention"]))
-    assert f"name one class for {100 * good['conformal']['single']['mean']:.1f} %" in words
+    assert f"name one class for {100 * good['conformal']['single']['mean']:.1f}\u00a0%" in words
 
 
 def test_a_file_of_an_earlier_version_has_no_such_section() -> None:

@@ -120,6 +120,12 @@ def test_too_few_cases_are_said_with_the_number_needed() -> None:
     assert "20 are needed" in said.split("sensitivity 0.95")[1]
 
 
+def test_many_images_of_few_groups_are_said() -> None:
+    rule, _ = fit_rule(predictions(images=120, folds=2, group_of=15))
+    assert None not in rule.quantiles.values()
+    assert any("groups; 9 groups are needed" in note for note in rule.notes)
+
+
 def test_without_the_class_malignant_there_is_no_threshold() -> None:
     rule, _ = fit_rule(predictions(images=60, classes=("a", "b")))
     assert rule.thresholds == {}

@@ -78,8 +78,8 @@ def calibration_sentences(calibration: Mapping[str, Any]) -> list[str]:
         said.append(
             f"After the temperature the mean probability of malignancy is {_percent(after[what]['said'])}, and "
             f"{_percent(after[what]['seen'])} of the images are malignant: it says too "
-            f"{'much' if tilt > 0 else 'little'}. A temperature cannot mend that, for it makes all classes surer or less sure "
-            "alike; class weights in training are a usual cause."
+            f"{'much' if tilt > 0 else 'little'}. A temperature cannot mend that, for it makes all classes surer or "
+            "less sure alike; class weights in training are a usual cause."
         )
     warm, cold = after["log_loss"]["estimate"], before["log_loss"]["estimate"]
     t = calibration["temperature"]
@@ -167,15 +167,15 @@ def _number(figure: Mapping[str, Any]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f}\u00a0%"
 
 
 def _share(figure: Mapping[str, Any]) -> str:
     if figure["estimate"] is None:
         return "– (not defined)"
     if figure["low"] is None:
-        return f"{100 * figure['estimate']:.1f} % (no interval)"
-    return f"{100 * figure['estimate']:.1f} % ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})"
+        return f"{100 * figure['estimate']:.1f}\u00a0% (no interval)"
+    return f"{100 * figure['estimate']:.1f}\u00a0% ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})"
 
 
 def _cautions(entries: Sequence[Mapping[str, Any]], part: str) -> list[str]:

@@ -7,8 +7,9 @@ Which images decide what:
 - **Conformal quantiles** come from test images, one row an image. No network has trained or stopped on the images it
   scores here, and the temperature takes no part in the sets (see `sonobreast.evaluation.conformal`).
   - *Hold-out, or the networks of one fold:* half of the test groups calibrate, drawn once from a seed; the other half
-    reports. With several seeds the scores are those of the very mean that is shipped. The promise holds exactly: images
-    like these have their class in the set with probability 1 - alpha at least, in each class.
+    reports. With several seeds the scores are those of the very mean that is shipped. Images like these
+    then have their class in the set with probability 1 - alpha at least, in each class: exactly where each group is one
+    image, nearly where groups are larger, for images of one group are no separate evidence.
   - *Several folds:* every image calibrates, scored by the networks of the fold that tested it. Shipped is the mean over
     the networks of all folds, whose probabilities are usually nearer to the truth than those of one fold: the sets tend
     to hold the class more often than they promise, but nothing guarantees it, for an image that nobody has seen is
@@ -155,6 +156,11 @@ def fit_rule(
             notes.append(
                 f"{name} is in every set: {counts[c]} calibration images, {cases_needed(alpha)} are needed for a "
                 f"coverage of {100 * (1 - alpha):g} %"
+            )
+        elif of_groups[c] < cases_needed(alpha):
+            notes.append(
+                f"{name}: {counts[c]} calibration images come from {of_groups[c]} groups; {cases_needed(alpha)} groups "
+                f"are needed for a coverage of {100 * (1 - alpha):g} % to mean something"
             )
     rule = DecisionRule(
         classes=classes,
