@@ -130,6 +130,11 @@ def test_smaller_alpha_gives_larger_sets() -> None:
     assert sizes == sorted(sizes)
 
 
+def test_many_images_of_few_groups_are_said() -> None:
+    found = conformal_metrics(whole_repeats(predictions(images=150, group_of=25)))
+    assert any("groups; 9 groups are needed" in note for note in found["notes"])
+
+
 def test_risk_coverage_by_hand() -> None:
     # Confidence .9 right, .8 wrong, .7 right, .6 wrong: risks 0, 1/2, 1/3, 1/2; area their mean, 1/3.
     covered, risk = risk_coverage([0.7, 0.9, 0.6, 0.8], [0, 0, 1, 1])
