@@ -37,7 +37,7 @@ def drawn(classes: int = 3) -> tuple[Prepared, NDArray[np.intp], Fold]:
     rng = np.random.default_rng(0)
     label = rng.integers(0, classes, 150)
     features = rng.normal(0, 1, (150, 20)) * rng.uniform(0.1, 30, 20) + rng.normal(0, 5, 20)
-    features[:, :3] += 2.0 * label[:, None]
+    features[:, :3] += 1.5 * label[:, None] * features[:, :3].std(axis=0)
     features[:, 7] = 4.0  # does not vary
     coverage = Coverage(source="folder", share=1.0, missing=(), cut_after=None, origin="", licence="")
     backbone = Backbone(

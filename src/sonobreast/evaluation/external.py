@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.decisions import threshold_for_sensitivity as threshold_for_sensitivity
 from sonobreast.evaluation.intervals import bootstrap
 from sonobreast.evaluation.metrics import Floats, Scored, group_codes
 from sonobreast.evaluation.predictions import classes_of, scored_table
@@ -33,32 +34,6 @@ _SIZES_SHARE = (
     ("8 % of the image or more", 0.08, math.inf),
 )
 SUBGROUPS = {"site": "site", "device": "device", "birads": "BI-RADS", "size": "lesion size"}
-
-
-def threshold_for_sensitivity(score: Floats, malignant: np.ndarray[Any, Any], sensitivity: float) -> float:
-    """The largest threshold at which at least this share of the cancers scores at or above it.
-
-    Parameters
-    ----------
-    score : float (n,)
-        Probability of malignancy of validation cases.
-    malignant : bool (n,)
-    sensitivity : float
-        Above 0, up to 1.
-
-    Raises
-    ------
-    SonobreastError
-        If there is no malignant case.
-    """
-    cancers = np.sort(np.asarray(score, float)[np.asarray(malignant, bool)])[::-1]
-    if not len(cancers):
-        raise SonobreastError(
-            "the validation images hold no cancer, so no threshold can be chosen on them",
-            remedy="use a run whose validation subset has malignant images",
-        )
-    needed = math.ceil(sensitivity * len(cancers) - 1e-9)
-    return float(cancers[max(1, needed) - 1])
 
 
 def averaged(table: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,8 @@ from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import plots, published
 from sonobreast.evaluation.comparison import HEADLINE_METRICS
 from sonobreast.evaluation.comparison_text import p_text
+from sonobreast.evaluation.decision_plots import draw_decisions
+from sonobreast.evaluation.decision_report import decision_section
 from sonobreast.evaluation.ensemble import ENSEMBLE
 from sonobreast.evaluation.glossary import describe, metric_names
 from sonobreast.evaluation.planning import cases_for_half
@@ -138,6 +140,7 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
         pretrained,
         _pairs_shown(study.metrics),
     )
+    drawings |= draw_decisions(_chosen(study.metrics["configurations"]))
     figures: dict[str, str] = {}
     for name, draw in drawings.items():
         content = plots.png(draw())
@@ -215,6 +218,7 @@ def _content(study: Study) -> dict[str, Any]:
         "comparisons": study.metrics["comparisons"],
         "pairs": _pairs_shown(study.metrics),
         "segmentation": segmentation_section(study.metrics, _pairs_shown(study.metrics, "segmentation_comparisons")),
+        "decisions": decision_section(study.metrics["configurations"], _chosen(configurations)),
         "malignant_share": _malignant_share(study),
         "describe": describe,
         "title_of": lambda key: configuration_title(key["architecture"], key["optimizer"]),

@@ -34,6 +34,7 @@ from sonobreast.evaluation.predictions import scored as scored
 from sonobreast.evaluation.predictive import PREVALENCES, predictive_values
 from sonobreast.evaluation.segmentation_pairs import compare_dice
 from sonobreast.evaluation.segmentation_summary import segmentation_metrics
+from sonobreast.evaluation.trust import PARTS, trust_metrics
 from sonobreast.records import SUBSETS
 
 RESULT_COLUMNS = (
@@ -279,7 +280,8 @@ def study_metrics(
     -------
     dict
         ``configurations``, one entry for each architecture and optimizer, in order, with its ``segmentation``
-        (`segmentation_metrics`), None where the network does not segment; ``comparisons`` of all pairs
+        (`segmentation_metrics`), None where the network does not segment, and its ``calibration``, ``decisions``,
+        ``conformal``, ``abstention`` (`sonobreast.evaluation.trust.trust_metrics`); ``comparisons`` of all pairs
         (`sonobreast.evaluation.comparison.compare_all`), None for a single configuration; ``nested_choice``, None for a
         hold-out; ``segmentation_comparisons`` (`compare_dice`), None for fewer than two that segment.
     """
@@ -291,6 +293,7 @@ def study_metrics(
         entry["segmentation"] = (
             None if drawn is None or drawn.empty else segmentation_metrics(drawn, resamples=resamples)
         )
+        entry |= trust_metrics(_of(table, key), resamples=resamples)
         entries.append({**dict(zip(KEYS, key, strict=True)), **entry, "missing": int(tested) - entry["n"]})
     several = any(len(f) > 1 for f in folds_of(table).values())
     return {
@@ -314,7 +317,7 @@ def is_complete(metrics: Mapping[str, Any], *, segments: bool = False) -> bool:
         Whether the study has a ``segmentation.csv``. Without one, a file that says nothing of masks lacks nothing.
     """
     common, each = {"prevalences", "comparisons", "nested_choice"}, {"spread", "patients", "patients_reason"}
-    each |= {"predictive_values", "missing"}
+    each |= {"predictive_values", "missing", *PARTS}
     if segments:
         common, each = common | {"segmentation_comparisons"}, each | {"segmentation"}
     return common <= set(metrics) and all(each <= set(c) for c in metrics["configurations"])
