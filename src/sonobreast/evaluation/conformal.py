@@ -234,13 +234,18 @@ def conformal_metrics(repeats: Repeats, *, alpha: float = ALPHA, splits: int = S
                 f"{name} is in every set of {100 * always:.0f} % of the halvings: {int(count.min())} calibration "
                 f"cases, {content['needed']} are needed for a coverage of {100 * (1 - alpha):.0f} %"
             )
-        elif there and (per_class[name]["groups"] + 1) // 2 < content["needed"]:
+        elif there and _half(per_class[name]["groups"]) < content["needed"]:
             notes.append(
                 f"the calibration images of {name} come from about {(per_class[name]['groups'] + 1) // 2} groups; "
                 f"{content['needed']} groups are needed for a coverage of {100 * (1 - alpha):.0f} % to mean something"
             )
     shares = {k: _spread([getattr(f, k) for f in found]) for k in ("single", "empty", "several", "single_right")}
     return content | {"per_class": per_class, **shares, "notes": notes}
+
+
+def _half(groups: object) -> int:
+    """Groups on the calibrating side of a halving."""
+    return (int(str(groups)) + 1) // 2
 
 
 def _spread(values: Sequence[Floats]) -> dict[str, float]:
