@@ -48,6 +48,8 @@ class Failure:
         Of the true class.
     copies : int
         Further errors of this kind in the same group, which are not shown.
+    labels : tuple of str
+        Classes of the group's test images: copies with several labels mean that one is wrong.
     """
 
     kind: Kind
@@ -59,6 +61,7 @@ class Failure:
     probability: float
     of_truth: float
     copies: int
+    labels: tuple[str, ...]
 
 
 def choose(table: pd.DataFrame) -> tuple[list[Failure], dict[Kind, int]]:
@@ -82,6 +85,7 @@ def choose(table: pd.DataFrame) -> tuple[list[Failure], dict[Kind, int]]:
     mine = table[table["subset"] == "test"].sort_values(["repeat", "seed"], kind="stable")
     first = mine.iloc[0]
     mine = mine[(mine["repeat"] == first["repeat"]) & (mine["seed"] == first["seed"])]
+    labels = {str(g): tuple(sorted(set(part))) for g, part in mine.groupby("group")["label"]}
     wrong = mine[mine["predicted"] != mine["label"]]
     kind = np.where(
         wrong["label"] == "malignant",
@@ -101,13 +105,16 @@ def choose(table: pd.DataFrame) -> tuple[list[Failure], dict[Kind, int]]:
         size = part["group"].value_counts()
         apart = part[~part["group"].isin(taken)].drop_duplicates("group").head(most)
         taken |= set(apart["group"])
-        failures += [_failure(name, row, int(size[row["group"]]) - 1) for _, row in apart.iterrows()]
+        failures += [
+            _failure(name, row, int(size[row["group"]]) - 1, labels[row["group"]]) for _, row in apart.iterrows()
+        ]
     return failures, counts
 
 
-def _failure(kind: Kind, row: pd.Series[Any], copies: int) -> Failure:
+def _failure(kind: Kind, row: pd.Series[Any], copies: int, labels: tuple[str, ...]) -> Failure:
     texts = {k: str(row[k]) for k in ("run", "image", "group", "label", "predicted")}
-    return Failure(kind, **texts, probability=row["sure"], of_truth=float(row[f"p_{row['label']}"]), copies=copies)
+    sure, of_truth = float(row["sure"]), float(row[f"p_{row['label']}"])
+    return Failure(kind, **texts, probability=sure, of_truth=of_truth, copies=copies, labels=labels)
 
 
 def chosen_configuration(metrics: Mapping[str, Any]) -> Key:

@@ -21,7 +21,7 @@ from sonobreast.evaluation.glossary import metric_names
 from sonobreast.evaluation.intervals import Interval, bootstrap
 from sonobreast.evaluation.predictions import scored_table, whole_tables
 from sonobreast.evaluation.segmentation_summary import read_segmentation
-from sonobreast.records import read_json, read_table
+from sonobreast.records import read_json, read_table, write_table
 
 # What images are told apart by -> its title. Other hospitals' layouts name the columns so (Case.extra).
 SUBGROUPS = {
@@ -184,6 +184,21 @@ def study_subgroups(out: Path, table: pd.DataFrame, *, resamples: int = 2000) ->
     return list(rows(about, figures))
 
 
+def write(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``subgroups.csv``: one row a part, each figure with the ends of its 95 % interval, empty where not defined.
+
+    Raises
+    ------
+    SonobreastError
+        If the file cannot be written.
+    """
+    names = [m for m in METRICS if found and m in found[0]]
+    ends = [(m, end) for m in names for end in ("estimate", "low", "high")]
+    columns = ("by", "value", "images", "malignant", *(m if e == "estimate" else f"{m}_{e}" for m, e in ends))
+    lines = [[r["by"], r["value"], r["images"], r["malignant"], *(r[m][e] for m, e in ends)] for r in found]
+    write_table(path, columns, [dict(zip(columns, line, strict=True)) for line in lines])
+
+
 def attributes(out: Path, images: Sequence[str]) -> pd.DataFrame:
     """What is known of a study's images, one row each, in the order given: the columns that `rows` takes.
 
@@ -234,15 +249,31 @@ def lesion_areas(out: Path) -> dict[str, float]:
     return {}
 
 
-def _marked(out: Path, digests: Mapping[str, str]) -> set[str] | None:
-    """Images with burned-in text or marks, from an audit that saw all of these images; None where there is none."""
+def find_audit(out: Path, digests: Mapping[str, str]) -> Path | None:
+    """``audit.json`` of an audit that saw all of these images, in the study's folder or one beside it; None without.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the study.
+    digests : mapping of str to str
+        Image -> SHA-256 of its file; at least one.
+    """
     for file in (out / "audit.json", *sorted(out.glob("*/audit.json")), *sorted(out.parent.glob("*/audit.json"))):
         try:
             seen = {r["image"]: r["sha256"] for r in read_table(file.with_name("manifest.csv"), ("image", "sha256"))}
             findings = read_json(file)["findings"]
-            if any(seen.get(i) != d for i, d in digests.items()):
-                continue
-            return {str(i[0]) for f in findings if f["code"] in _MARKS for i in f["files"]}
-        except (SonobreastError, KeyError, TypeError, IndexError):
-            continue  # an audit of something else, or a damaged one: it is no part of this study
+        except (SonobreastError, KeyError):
+            continue  # a damaged audit is no part of this study
+        if digests and isinstance(findings, list) and all(seen.get(i) == d for i, d in digests.items()):
+            return file
     return None
+
+
+def _marked(out: Path, digests: Mapping[str, str]) -> set[str] | None:
+    """Images with burned-in text or marks, from an audit that saw all of these images; None where there is none."""
+    file = find_audit(out, digests)
+    if file is None:
+        return None
+    findings = read_json(file)["findings"]
+    return {str(files[0]) for f in findings if f.get("code") in _MARKS for files in f.get("files", ()) if files}
