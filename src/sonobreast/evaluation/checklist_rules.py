@@ -130,7 +130,7 @@ def preparation(e: Evidence) -> Answer:
     if found.status != "in this run":
         return found
     if e.audited is None:
-        text = f"{found.where}; no audit of these images in or beside the folder (`sonobreast data audit DIR`)"
+        text = f"{found.where}; no audit of these images in or beside the folder (sonobreast data audit DIR)"
         return Answer("partly", text, found.anchor)
     return Answer("in this run", f"{found.where}; quality checked in {e.audited.parent.name}/audit.json", found.anchor)
 
@@ -162,11 +162,11 @@ def missing_data(e: Evidence) -> Answer:
         return _missing("manifest.csv")
     n = len(e.manifest)
     lack = [
-        f"{name} of {n - e.known(column)}"
+        f"{name} for {n - e.known(column)} of {n} images"
         for name, column in (("patient", "patient"), ("mask", "mask"), ("pixel spacing", "spacing_mm"))
         if e.known(column) < n
     ]
-    said = f"not known of {n} images: {', '.join(lack)}" if lack else "patient, mask and spacing are known for all"
+    said = f"not known: {', '.join(lack)}" if lack else "patient, mask and spacing are known for all"
     how = "unknown patients are replaced by near-duplicate groups, images without mask teach the class alone"
     return Answer("partly", f"manifest.csv: {said}; {how}; missing clinical data: for the authors", "data")
 
@@ -246,7 +246,7 @@ def sample_size(e: Evidence) -> Answer:
     if best is None:
         return _missing("metrics.json")
     text = f"none was planned: {best['n']} test images in {best['groups']} groups give an accuracy of "
-    return Answer("not done", f"{text}{_percent(best['accuracy'])}; `sonobreast plan` counts for any width", "result")
+    return Answer("not done", f"{text}{_percent(best['accuracy'])}; sonobreast plan counts for any width", "result")
 
 
 def model(e: Evidence) -> Answer:
@@ -361,7 +361,7 @@ def uncertainty(e: Evidence) -> Answer:
 def robustness(e: Evidence) -> Answer:
     done = [e.inspections[k] for k in ("stress", "shortcuts") if k in e.inspections]
     if not done:
-        return Answer("not done", "`sonobreast stress RUN --data DIR --out OUT/stress` would")
+        return Answer("not done", "sonobreast stress RUN --data DIR --out OUT/stress would")
     return Answer("in this run", ", ".join(f"{f.parent.name}/{f.name}" for f in done))
 
 
@@ -370,7 +370,7 @@ def explanation(e: Evidence) -> Answer:
         return Answer("in this run", f"{e.inspections['explain'].parent.name}/explain.json")
     if any(c.get("segmentation") for c in e.configurations):
         return Answer("partly", "predicted outlines and whether they agree with the class; no maps", "segmentation")
-    return Answer("not done", "`sonobreast explain RUN --data DIR --out OUT/explain` would")
+    return Answer("not done", "sonobreast explain RUN --data DIR --out OUT/explain would")
 
 
 def internal_test(e: Evidence) -> Answer:
@@ -497,7 +497,7 @@ def code_sharing(e: Evidence) -> Answer:
 
 def data_sharing(e: Evidence) -> Answer:
     if e.simulated:
-        return Answer("in this run", "simulated: `sonobreast data phantom` makes them again", "data")
+        return Answer("in this run", "simulated: sonobreast data phantom makes them again", "data")
     if not e.data_sets:
         return Answer("for the authors", "the images are from no public data set of the catalogue")
     return Answer("partly", "; ".join(f"{d.page} ({d.licence})" for d in e.data_sets) + "; own data: for the authors")
@@ -590,7 +590,7 @@ def poor_input(e: Evidence) -> Answer:
     if "domain" in e.inspections:
         f = e.inspections["domain"]
         return Answer("in this run", f"images outside the training domain are told: {f.parent.name}/{f.name}")
-    return Answer("not done", "nothing refuses a bad scan; `sonobreast domain RUN --data DIR --out OUT/domain` would")
+    return Answer("not done", "nothing refuses a bad scan; sonobreast domain RUN --data DIR --out OUT/domain would")
 
 
 RULES: dict[str, Rule] = {
