@@ -5,37 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.fake import write_busi
-from tests.studies import shifted, write_study
+from tests.studies import collect_quickly, shifted, write_study
 
 from sonobreast.data import manifest as manifests
 from sonobreast.data.manifest import build
-from sonobreast.evaluation import checklist, evidence
+from sonobreast.evaluation import checklist
 from sonobreast.evaluation.checklist import CHECKLISTS, STATUSES, Item, fill, write
 from sonobreast.evaluation.checklist_rules import RULES
 from sonobreast.evaluation.evidence import gather
 from sonobreast.evaluation.external import analyse
 from sonobreast.evaluation.predictions import averaged, read_predictions
-from sonobreast.evaluation.subgroups import study_subgroups
 from sonobreast.page import anchor_of
 from sonobreast.records import read_table, write_json, write_table
-from sonobreast.training.study import collect
 
 TRIPOD = (
     "1 2 3a 3b 3c 4 5a 5b 6a 6b 6c 7 8a 8b 8c 9a 9b 9c 10 11 12a 12b 12c 12d 12e 12f 12g 13 14 15 16 17 "
     "18a 18b 18c 18d 18e 18f 19 20a 20b 20c 21 22 23a 23b 24 25 26 27a 27b 27c"
 )
-
-
-@pytest.fixture(autouse=True)
-def _quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The intervals have tests of their own."""
-    monkeypatch.setattr(evidence, "study_subgroups", partial(study_subgroups, resamples=100))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = build(write_busi(base / "busi", {"benign": 12, "malignant": 12, "normal": 9}))
     out = base / "study" / "out"
     networks = {("joint:a", "adam"): shifted(4), ("plain", "adam"): None}
-    collect(out, write_study(out, data, networks, folds=3))
+    collect_quickly(out, write_study(out, data, networks, folds=3))
     environment = {"sonobreast": "0.1.0", "packages": {"torch": "2"}, "git": None}
     write_json(out / "environment.json", environment)
     write_json(out / "looks.json", {"test_sets": [{"test_set": "x", "images": 11, "here": 2, "before": 5}]})
@@ -59,7 +50,7 @@ def study(made: Path, tmp_path: Path) -> Path:
 
 
 def items(out: Path, name: str = "CLAIM 2024") -> dict[str, Item]:
-    [found] = [c for c in fill(gather(out)) if c.name == name]
+    [found] = [c for c in fill(gather(out, subgroups=())) if c.name == name]
     return {i.item: i for i in found.items}
 
 
@@ -174,7 +165,9 @@ def test_what_is_known_of_the_people_is_told_and_the_rest_too(study: Path) -> No
     assert found.status == "partly"
     assert "age of 16 of 33 images" in found.where
     assert "sex" in found.where
-    assert items(study, "TRIPOD+AI")["14"].status == "partly"
+    [_, tripod] = fill(gather(study))
+    fairness = next(i for i in tripod.items if i.item == "14")
+    assert (fairness.status, fairness.anchor) == ("partly", "subgroups")
 
 
 def outside(study: Path, folder: Path, *, shift: float = 0.0) -> None:

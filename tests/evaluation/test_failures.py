@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.fake import write_busi
-from tests.studies import shifted, write_study
+from tests.studies import collect_quickly, shifted, write_study
 from tests.tables import predictions
 
 from sonobreast.data.manifest import Manifest, build
@@ -30,7 +30,6 @@ from sonobreast.evaluation.plots import png
 from sonobreast.evaluation.predictions import read_predictions
 from sonobreast.records import read_json
 from sonobreast.training.failures import draw_failures
-from sonobreast.training.study import collect
 
 
 def test_the_most_confident_errors_of_each_kind_in_order() -> None:
@@ -111,7 +110,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     data = build(write_busi(base / "busi", {"benign": 9, "malignant": 9, "normal": 6}))
     out = base / "study"
     networks = {("joint:a", "adam"): shifted(4), ("plain", "adam"): None}
-    collect(out, write_study(out, data, networks, folds=3, strength=0.1))
+    collect_quickly(out, write_study(out, data, networks, folds=3, strength=0.1))
     return out, data
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.fake import write_busi
-from tests.studies import shifted, write_study
+from tests.studies import collect_quickly, shifted, write_study
 
 from sonobreast.data.manifest import build
 from sonobreast.errors import SonobreastError
@@ -19,7 +19,6 @@ from sonobreast.evaluation.failures import chosen_configuration
 from sonobreast.evaluation.model_card import NOTICE, model_card
 from sonobreast.evaluation.subgroups import study_subgroups
 from sonobreast.records import read_json, read_table, write_json
-from sonobreast.training.study import collect
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("card")
     data = build(write_busi(base / "busi", {"benign": 12, "malignant": 12, "normal": 9}))
     out = base / "alone" / "out"
-    collect(out, write_study(out, data, {("joint:a", "adam"): shifted(4), ("plain", "adam"): None}, folds=3))
+    collect_quickly(out, write_study(out, data, {("joint:a", "adam"): shifted(4), ("plain", "adam"): None}, folds=3))
     return out
 
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import re
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tests.fake import write_busi
-from tests.studies import shifted, write_study
+from tests.studies import collect_quickly, shifted, write_study
 
 from sonobreast.config import load_recipe
 from sonobreast.data.manifest import Manifest, build
-from sonobreast.evaluation import evidence
 from sonobreast.evaluation.failures import choose, chosen_configuration, map_file, of_configuration
 from sonobreast.evaluation.predictions import read_predictions
 from sonobreast.evaluation.report import changed_settings, write_report
-from sonobreast.evaluation.subgroups import study_subgroups
 from sonobreast.page import with_contents
 from sonobreast.records import read_json, read_table
 from sonobreast.training.failures import draw_failures
-from sonobreast.training.study import collect
 
 
 def test_a_group_that_is_switched_off_is_one_change() -> None:
@@ -39,20 +35,20 @@ def test_settings_of_a_group_stand_for_themselves() -> None:
     assert changed_settings(recipe) == [("training.early_stopping.patience", "3")]
 
 
-@pytest.fixture(autouse=True)
-def _quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The intervals have tests of their own."""
-    monkeypatch.setattr(evidence, "study_subgroups", partial(study_subgroups, resamples=100))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     base = tmp_path_factory.mktemp("report")
     data = build(write_busi(base / "busi", {"benign": 12, "malignant": 12, "normal": 9}))
     out = base / "alone" / "out"
-    collect(out, write_study(out, data, {("joint:a", "adam"): shifted(4)}, folds=3, strength=0.2))
+    collect_quickly(out, write_study(out, data, {("joint:a", "adam"): shifted(4)}, folds=3, strength=0.2))
     draw_failures(out, data)
     return out, data
+
+
+@pytest.fixture(scope="module")
+def page(made: tuple[Path, Manifest]) -> tuple[Path, str]:
+    """The study's folder with its report; tests only read it."""
+    return made[0], write_report(made[0]).read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -64,8 +60,8 @@ def pictures(html: str) -> int:
     return html.split("<h2>Where it fails</h2>")[1].split("<h2>")[0].count("data:image/png")
 
 
-def test_every_link_of_the_page_leads_somewhere_and_none_leaves_it(study: Path) -> None:
-    html = write_report(study).read_text(encoding="utf-8")
+def test_every_link_of_the_page_leads_somewhere_and_none_leaves_it(page: tuple[Path, str]) -> None:
+    study, html = page
     anchors = re.findall(r'<a class="anchor" id="(.*?)">', html)
     assert len(anchors) == len(set(anchors)) == html.count("<h2>")
     links = re.findall(r'href="(.*?)"', html)
@@ -76,8 +72,8 @@ def test_every_link_of_the_page_leads_somewhere_and_none_leaves_it(study: Path) 
     assert "{{" not in html
 
 
-def test_the_report_leaves_its_tables_beside_it(study: Path) -> None:
-    html = write_report(study).read_text(encoding="utf-8")
+def test_the_report_leaves_its_tables_beside_it(page: tuple[Path, str]) -> None:
+    study, html = page
     assert len(read_table(study / "checklist.csv")) == 96
     rows = read_table(study / "subgroups.csv", ("by", "value", "images", "auc_malignant", "auc_malignant_low"))
     assert {r["by"] for r in rows} == {"size"}
@@ -89,10 +85,10 @@ def test_the_report_leaves_its_tables_beside_it(study: Path) -> None:
     assert answers["CLAIM 2024", "40"] == "partly", "the card was there when the checklist was filled in"
 
 
-def test_errors_are_shown_with_and_without_pictures(study: Path) -> None:
+def test_errors_are_shown_with_and_without_pictures(page: tuple[Path, str], study: Path) -> None:
+    _, html = page
     key = chosen_configuration(read_json(study / "metrics.json"))
     failures, counts = choose(of_configuration(read_predictions(study / "predictions.csv"), key))
-    html = write_report(study).read_text(encoding="utf-8")
     assert pictures(html) == len(failures) > 3
     for f in failures:
         assert f.image in html
@@ -109,10 +105,10 @@ def test_errors_are_shown_with_and_without_pictures(study: Path) -> None:
     assert "0 with a picture" in rows["CLAIM 2024", "39"]
 
 
-def test_an_explanation_that_somebody_made_stands_beside_its_image(study: Path) -> None:
+def test_an_explanation_that_somebody_made_stands_beside_its_image(page: tuple[Path, str], study: Path) -> None:
+    _, before = page
     key = chosen_configuration(read_json(study / "metrics.json"))
     failures, _ = choose(of_configuration(read_predictions(study / "predictions.csv"), key))
-    before = write_report(study).read_text(encoding="utf-8")
     assert 'class="pair"' not in before
     Image.new("RGB", (8, 6)).save(map_file(study, failures[0]))
     after = write_report(study).read_text(encoding="utf-8")

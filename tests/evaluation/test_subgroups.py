@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tests.fake import write_busi, write_csv
-from tests.studies import shifted, write_study
+from tests.studies import collect_quickly, shifted, write_study
 from tests.tables import predictions
 
 from sonobreast.data import manifest as manifests
@@ -21,7 +21,6 @@ from sonobreast.evaluation.predictions import read_predictions, scored_table
 from sonobreast.evaluation.subgroups import attributes, lesion_areas, rows, study_subgroups
 from sonobreast.records import read_table, write_json, write_table
 from sonobreast.training.lesions import write_lesions
-from sonobreast.training.study import collect
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     base = tmp_path_factory.mktemp("subgroups")
     data = build(write_busi(base / "busi", {"benign": 16, "malignant": 14, "normal": 9}))
     out = base / "study"
-    collect(out, write_study(out, data, {("joint:a", "adam"): shifted(4)}, folds=3))
+    collect_quickly(out, write_study(out, data, {("joint:a", "adam"): shifted(4)}, folds=3))
     return out, data
 
 
@@ -149,7 +148,7 @@ def test_few_cases_are_said_and_rare_values_put_together() -> None:
 def test_classes_without_malignant_have_an_accuracy_only(tmp_path: Path) -> None:
     data = build(write_busi(tmp_path / "busi", {"benign": 12, "normal": 12}))
     out = tmp_path / "study"
-    collect(out, write_study(out, data, {("a", "adam"): None}, folds=3))
+    collect_quickly(out, write_study(out, data, {("a", "adam"): None}, folds=3))
     described(out, device=["x", "y"])
     lines = found(out)
     assert {k for r in lines for k, v in r.items() if isinstance(v, dict)} == {"accuracy"}
