@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from tests.fake import tiny_recipe
 
@@ -15,7 +17,7 @@ from sonobreast.data.manifest import Manifest
 from sonobreast.data.masks_out import predicted_mask_file, true_mask, write_mask
 from sonobreast.evaluation.predictions import scored
 from sonobreast.evaluation.segmentation import mask_row
-from sonobreast.evaluation.summary import figures
+from sonobreast.evaluation.summary import figures, study_metrics
 from sonobreast.records import (
     PREDICTION_COLUMNS,
     SEGMENTATION_COLUMNS,
@@ -24,6 +26,7 @@ from sonobreast.records import (
     write_json,
     write_table,
 )
+from sonobreast.training import study
 
 Mask = NDArray[np.bool_]
 # From the true mask (empty where it is not known) and a generator to a predicted one.
@@ -137,3 +140,10 @@ def _write_run(folder: Path, run: Run, manifest: Manifest, folds: int, draw: Dra
     content = {s: figures(scored(label[subset == s], probability[subset == s], classes)) for s in SUBSETS}
     run_metrics = {"epochs": 2, "best_epoch": 2, "seconds": 1.0, "pretrained_share": 1.0, "coverage": "all pre-trained"}
     write_json(folder / "metrics.json", {"run": run.id, **run_metrics, "subsets": content})
+
+
+def collect_quickly(out: Path, runs: Sequence[Run]) -> int:
+    """`sonobreast.training.study.collect` with few resamples: the intervals have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "study_metrics", partial(study_metrics, resamples=200))
+        return study.collect(out, runs)

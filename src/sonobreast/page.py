@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import jinja2
 from sonobreast import __version__
 from sonobreast.records import atomic
 
+_HEADING = re.compile(r"<h2>(.*?)</h2>", re.DOTALL)
+_CONTENTS = '<nav class="contents"></nav>'
+
 
 def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
     """Write a page.
@@ -19,7 +23,8 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
     ----------
     path : Path
     template : str
-        Relative to the package, for example ``evaluation/leakage.html.j2``. Text is escaped.
+        Relative to the package, for example ``evaluation/leakage.html.j2``. Text is escaped. Where it has an empty
+        ``<nav class="contents"></nav>``, that becomes the table of contents (`with_contents`).
     content : mapping
         A name that the template uses and that is not here is an error.
 
@@ -45,7 +50,30 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
     }
     html = environment.get_template(template).render(version=__version__, **content)
     with atomic(path) as stream:
-        stream.write(html)
+        stream.write(with_contents(html))
+
+
+def with_contents(html: str) -> str:
+    """Fill ``<nav class="contents"></nav>`` with links to all ``<h2>``, and put an anchor before each of these.
+
+    An anchor is named by `anchor_of` its heading; a page without such a ``<nav>`` stays as it is.
+    """
+    if _CONTENTS not in html:
+        return html
+    titles = [re.sub(r"<.*?>", "", t) for t in _HEADING.findall(html)]
+    links = " ".join(f'<a href="#{anchor_of(t)}">{_before(t)}</a>' for t in titles)
+    html = _HEADING.sub(lambda m: f'<a class="anchor" id="{anchor_of(m[1])}"></a>{m[0]}', html)
+    return html.replace(_CONTENTS, f'<nav class="contents"><strong>Contents</strong> {links}</nav>')
+
+
+def anchor_of(title: str) -> str:
+    """``What an alarm is worth: predictive values`` -> ``what-an-alarm-is-worth``."""
+    return "-".join(re.findall(r"[a-z0-9]+", _before(re.sub(r"<.*?>", "", title)).casefold()))
+
+
+def _before(title: str) -> str:
+    """A title without what it says in brackets or after a colon."""
+    return re.split(r" \(|:", title)[0].strip()
 
 
 def _percent(value: float | None, decimals: int = 1) -> str:

@@ -8,7 +8,7 @@ classes stands beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,32 +18,20 @@ from scipy.special import expit, logit
 
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.decisions import threshold_for_sensitivity as threshold_for_sensitivity
-from sonobreast.evaluation.intervals import bootstrap
+from sonobreast.evaluation.intervals import Interval, bootstrap
 from sonobreast.evaluation.metrics import Floats, Scored, group_codes
+from sonobreast.evaluation.predictions import averaged as averaged
+from sonobreast.evaluation.predictions import binary as binary
 from sonobreast.evaluation.predictions import classes_of, scored_table
+from sonobreast.evaluation.subgroups import SUBGROUPS as SUBGROUPS
+from sonobreast.evaluation.subgroups import lesion_sizes as lesion_sizes
+from sonobreast.evaluation.subgroups import rows as subgroup_rows
 
 SENSITIVITY = 0.95
 RECALIBRATED_ON = (10, 20, 40, 80, 160, 320)
 _DRAWS = 200
 _PRIOR = (2.0, 0.5)  # spread of intercept and slope around 0 and 1
 _METRICS = ("auc_malignant", "sensitivity_malignant", "specificity_malignant", "brier")
-_SIZES_MM = (("below 10 mm", 0.0, 10.0), ("10 to 20 mm", 10.0, 20.0), ("20 mm or more", 20.0, math.inf))
-_SIZES_SHARE = (
-    ("below 2 % of the image", 0.0, 0.02),
-    ("2 to 8 % of the image", 0.02, 0.08),
-    ("8 % of the image or more", 0.08, math.inf),
-)
-SUBGROUPS = {"site": "site", "device": "device", "birads": "BI-RADS", "size": "lesion size"}
-
-
-def averaged(table: pd.DataFrame) -> pd.DataFrame:
-    """One row an image: the mean of its probabilities over the rows of several runs, decided by the largest."""
-    names = classes_of(table)
-    columns = [f"p_{c}" for c in names]
-    how = {**dict.fromkeys(("group", "label"), "first"), **dict.fromkeys(columns, "mean")}
-    one = table.groupby("image", sort=True).agg(how).reset_index()
-    decided = one[columns].to_numpy(float).argmax(axis=1)
-    return one.assign(predicted=[names[k] for k in decided])
 
 
 def analyse(
@@ -84,6 +72,11 @@ def analyse(
         )
     score = validation["p_malignant"].to_numpy(float)
     cut = threshold_for_sensitivity(score, (validation["label"] == "malignant").to_numpy(), sensitivity)
+
+    def at_threshold(part: np.ndarray[Any, Any]) -> Mapping[str, Interval]:
+        mine = external[part]
+        return bootstrap([binary(mine, cut)], mine["group"].to_numpy(), metrics=_METRICS[:3], resamples=resamples)
+
     sides = {name: _figures(t, cut, resamples) for name, t in (("external", external), ("internal", internal))}
     return {
         "level": 0.95,
@@ -99,17 +92,9 @@ def analyse(
         "predicted": external["predicted"].value_counts().to_dict(),
         **sides,
         "drop": _drops(sides["internal"], sides["external"]),
-        "subgroups": list(_subgroups(external, cut, resamples)),
+        "subgroups": list(subgroup_rows(external, at_threshold)),
         "recalibration": recalibration(external),
     }
-
-
-def binary(table: pd.DataFrame, cut: float | None = None) -> Scored:
-    """Malignant against the rest, decided by the model (None) or at a threshold on the malignant probability."""
-    p = table["p_malignant"].to_numpy(float).clip(0.0, 1.0)
-    says = (table["predicted"] == "malignant").to_numpy() if cut is None else p >= cut
-    label = (table["label"] == "malignant").to_numpy()
-    return Scored(label.astype(int), says.astype(int), np.stack([1.0 - p, p], axis=1), ("other", "malignant"))
 
 
 def _figures(table: pd.DataFrame, cut: float, resamples: int) -> dict[str, Any]:
@@ -194,48 +179,6 @@ def _drops(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[str
         at: {m: difference_of_independent(internal[at][m], external[at][m]) for m in internal[at]}
         for at in ("decision", "threshold")
     }
-
-
-def lesion_sizes(table: pd.DataFrame) -> pd.Series[str]:
-    """The size class of each image's lesion, by its mask: equivalent diameter, or share of the image; "" where unknown.
-
-    The equivalent diameter is that of a circle of the same area, ``2 sqrt(area / pi)``. Millimetres are used if the
-    spacing of every image with a mask is known, so that one table has one unit.
-    """
-    area = pd.to_numeric(table["lesion_px"], errors="coerce").to_numpy(float)
-    spacing = pd.to_numeric(table["spacing_mm"], errors="coerce").to_numpy(float)
-    some = np.isfinite(area) & (area > 0)
-    if some.any() and np.isfinite(spacing[some]).all():
-        value, bins = 2.0 * np.sqrt(area / np.pi) * spacing, _SIZES_MM
-    else:
-        value, bins = area / pd.to_numeric(table["image_px"], errors="coerce").to_numpy(float), _SIZES_SHARE
-    names = np.full(len(table), "", dtype=object)
-    for name, low, high in bins:
-        names[some & (value >= low) & (value < high)] = name
-    return pd.Series(names, index=table.index)
-
-
-def _subgroups(table: pd.DataFrame, cut: float, resamples: int) -> Iterator[dict[str, Any]]:
-    table = table.assign(size=lesion_sizes(table) if "lesion_px" in table else "")
-    for column, title in SUBGROUPS.items():
-        if column not in table:
-            continue
-        value = table[column].fillna("").astype(str).str.strip()
-        if value.nunique() < 2 and (column != "site" or not value.iloc[0]):
-            continue
-        order = [n for bins in (_SIZES_MM, _SIZES_SHARE) for n, *_ in bins]
-        names = sorted(set(value), key=lambda v: (v == "", order.index(v) if v in order else 0, v))
-        for name in names:
-            part = table[value == name]
-            scored = bootstrap([binary(part, cut)], part["group"].to_numpy(), metrics=_METRICS[:3], resamples=resamples)
-            yield {
-                "by": column,
-                "title": title,
-                "value": name or "not known",
-                "images": len(part),
-                "malignant": int((part["label"] == "malignant").sum()),
-                **{m: i.as_dict() for m, i in scored.items()},
-            }
 
 
 def fit_recalibration(score: Floats, malignant: Floats) -> tuple[float, float]:

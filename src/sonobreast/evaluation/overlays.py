@@ -23,7 +23,7 @@ from sonobreast.evaluation.plots import STYLE
 Kind = Literal["best", "median", "worst", "false positive"]
 _EACH = 3
 # Sky blue and orange of Okabe and Ito: apart for colour-blind readers, and both light enough for dark echoes.
-_TRUE, _PREDICTED = ("#56B4E9", "solid"), ("#E69F00", (0, (3.0, 1.6)))
+TRUE_OUTLINE, PREDICTED_OUTLINE = ("#56B4E9", "solid"), ("#E69F00", (0, (3.0, 1.6)))
 _LONGEST_NAME = 44
 
 
@@ -154,7 +154,7 @@ def overlays_plot(overlays: Sequence[Overlay], title: str) -> Figure:
         figure.legend(
             handles=[
                 Line2D([], [], color=colour, ls=style, lw=2.0, label=label)
-                for (colour, style), label in ((_TRUE, "true outline"), (_PREDICTED, "predicted outline"))
+                for (colour, style), label in ((TRUE_OUTLINE, "true outline"), (PREDICTED_OUTLINE, "predicted outline"))
             ],
             loc="outside lower center",
             ncols=2,
@@ -177,8 +177,8 @@ def _row_title(kind: Kind) -> str:
 
 def _draw(axis: Axes, overlay: Overlay) -> None:
     axis.imshow(overlay.picture, interpolation="antialiased")
-    for mask, (colour, style) in ((overlay.truth, _TRUE), (overlay.predicted, _PREDICTED)):
-        _outline(axis, mask, colour, style)
+    for mask, (colour, style) in ((overlay.truth, TRUE_OUTLINE), (overlay.predicted, PREDICTED_OUTLINE)):
+        draw_outline(axis, mask, colour, style)
     height, width = overlay.truth.shape
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height - 0.5, -0.5)
@@ -189,7 +189,7 @@ def _draw(axis: Axes, overlay: Overlay) -> None:
     axis.set_xlabel(caption(overlay.chosen), fontsize=8)
 
 
-def _outline(axis: Axes, mask: npt.NDArray[np.bool_], colour: str, style: object) -> None:
+def draw_outline(axis: Axes, mask: npt.NDArray[np.bool_], colour: str, style: object) -> None:
     """The border between the mask's pixels and the others; closed where the mask touches the image's edge."""
     if not mask.any():
         return

@@ -99,6 +99,24 @@ def scored_table(table: pd.DataFrame) -> Scored:
     return scored(table["label"].map(code).to_numpy(), probability, classes)
 
 
+def averaged(table: pd.DataFrame) -> pd.DataFrame:
+    """One row an image: the mean of its probabilities over the rows of several runs, decided by the largest."""
+    names = classes_of(table)
+    columns = [f"p_{c}" for c in names]
+    how = {**dict.fromkeys(("group", "label"), "first"), **dict.fromkeys(columns, "mean")}
+    one = table.groupby("image", sort=True).agg(how).reset_index()
+    decided = one[columns].to_numpy(float).argmax(axis=1)
+    return one.assign(predicted=[names[k] for k in decided])
+
+
+def binary(table: pd.DataFrame, cut: float | None = None) -> Scored:
+    """Malignant against the rest, decided by the model (None) or at a threshold on the malignant probability."""
+    p = table["p_malignant"].to_numpy(float).clip(0.0, 1.0)
+    says = (table["predicted"] == "malignant").to_numpy() if cut is None else p >= cut
+    label = (table["label"] == "malignant").to_numpy()
+    return Scored(label.astype(int), says.astype(int), np.stack([1.0 - p, p], axis=1), ("other", "malignant"))
+
+
 @dataclass(frozen=True)
 class Repeats:
     """Predictions of the same n cases in the same order, one set for each repeat and seed.

@@ -15,12 +15,18 @@ import yaml
 from sonobreast.config import Recipe, leaves, load_recipe, parse_recipe, recipe_names
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import plots, published
+from sonobreast.evaluation.checklist import fill
+from sonobreast.evaluation.checklist import write as write_checklists
 from sonobreast.evaluation.comparison import HEADLINE_METRICS
 from sonobreast.evaluation.comparison_text import p_text
 from sonobreast.evaluation.decision_plots import draw_decisions
 from sonobreast.evaluation.decision_report import decision_section
 from sonobreast.evaluation.ensemble import ENSEMBLE
+from sonobreast.evaluation.evidence import gather
+from sonobreast.evaluation.failure_report import failure_section
 from sonobreast.evaluation.glossary import describe, metric_names
+from sonobreast.evaluation.model_card import model_card
+from sonobreast.evaluation.model_card import write as write_card
 from sonobreast.evaluation.planning import cases_for_half
 from sonobreast.evaluation.plausibility import check_paper
 from sonobreast.evaluation.predictions import (
@@ -33,6 +39,8 @@ from sonobreast.evaluation.predictions import (
 from sonobreast.evaluation.predictive import PREVALENCES
 from sonobreast.evaluation.segmentation_report import overlay_pictures, segmentation_section
 from sonobreast.evaluation.segmentation_summary import read_segmentation
+from sonobreast.evaluation.subgroups import METRICS
+from sonobreast.evaluation.subgroups import write as write_subgroups
 from sonobreast.evaluation.summary import is_complete, study_metrics
 from sonobreast.page import write_page
 from sonobreast.records import NO_OPTIMIZER, SUBSETS, atomic, check_version, read_json, read_table, write_json
@@ -108,7 +116,7 @@ def read_study(out: Path) -> Study:
 
 
 def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float] = ()) -> Path:
-    """Draw ``figures/*.png`` and write ``report.html``.
+    """Draw ``figures/*.png`` and write ``report.html``, ``model_card.md``, ``checklist.csv`` and ``subgroups.csv``.
 
     A ``metrics.json`` of an earlier version is made anew from ``predictions.csv``.
 
@@ -153,9 +161,27 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
             if file.is_file():
                 figures[name] = base64.b64encode(file.read_bytes()).decode()
         figures |= overlay_pictures(out / "figures", study.metrics)
-    shown = {"figures": figures, "images": images, "p_text": p_text, **_content(study)}
+    shown = {"figures": figures, "images": images, "p_text": p_text, **_content(study), **_cards(study, images)}
     write_page(out / "report.html", "evaluation/report.html.j2", shown)
     return out / "report.html"
+
+
+def _cards(study: Study, images: bool) -> dict[str, Any]:
+    """Errors, subgroups and checklists; writes ``subgroups.csv``, ``model_card.md``, ``checklist.csv``."""
+    out = study.out
+    evidence = gather(out)
+    if not images:
+        evidence = replace(evidence, pictures=0)
+    write_subgroups(out / "subgroups.csv", evidence.subgroups)
+    write_card(out / "model_card.md", model_card(out, evidence=evidence))
+    checklists = fill(evidence)  # after the card, which it looks for
+    write_checklists(out / "checklist.csv", checklists)
+    return {
+        "failures": failure_section(out, study.metrics, images=images),
+        "subgroups": evidence.subgroups,
+        "subgroup_metrics": [m for m in METRICS if evidence.subgroups and m in evidence.subgroups[0]],
+        "checklists": checklists,
+    }
 
 
 def _metrics_anew(out: Path, prevalences: Sequence[float]) -> dict[str, Any]:

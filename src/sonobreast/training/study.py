@@ -48,12 +48,14 @@ from sonobreast.records import (
     write_table,
 )
 from sonobreast.training.classical import fit_classical, prepare
+from sonobreast.training.failures import draw_failures
 from sonobreast.training.fit import fit_runs, fold_of, is_finished, read_config, write_run
 from sonobreast.training.fitted import Fitted
 from sonobreast.training.folder import alone, is_left_over
 from sonobreast.training.frozen import Bank, bank_size, cache_key, compute_bank
 from sonobreast.training.head_settings import check_head_settings
 from sonobreast.training.images import Images, augmented_views
+from sonobreast.training.lesions import write_lesions
 from sonobreast.training.module import Precision
 from sonobreast.training.optimizers import check_optimizer
 from sonobreast.training.overlays import draw_overlays
@@ -170,7 +172,8 @@ def run_study(
                     )
                     shutil.rmtree(out / "cache", ignore_errors=True)  # the next one's features may need the room
         finished = collect(out, runs, recipe.ensemble)
-        for sentence in draw_overlays(out, manifest) if images else ():
+        write_lesions(out, manifest)
+        for sentence in (*draw_overlays(out, manifest), *draw_failures(out, manifest)) if images else ():
             reporter.say(sentence)
         _count_looks(out, runs, rows, manifest)
         write_json(out / "failed.json", {"runs": failed})
