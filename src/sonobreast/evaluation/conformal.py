@@ -236,7 +236,7 @@ def conformal_metrics(repeats: Repeats, *, alpha: float = ALPHA, splits: int = S
             )
         elif there and _half(per_class[name]["groups"]) < content["needed"]:
             notes.append(
-                f"the calibration images of {name} come from about {(per_class[name]['groups'] + 1) // 2} groups; "
+                f"the calibration images of {name} come from about {_half(per_class[name]['groups'])} groups; "
                 f"{content['needed']} groups are needed for a coverage of {100 * (1 - alpha):.0f} % to mean something"
             )
     shares = {k: _spread([getattr(f, k) for f in found]) for k in ("single", "empty", "several", "single_right")}
