@@ -408,6 +408,49 @@ def domain(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of a study.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for overlays, tables and explain.html.")],
+    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE...]", help="Image files.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A data set instead; maps are scored where it has masks.")
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="CLASS", help="Class to explain, or predicted; else malignant.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Separated by commas.")
+    ] = "gradcam,smoothgrad,occlusion,mask",
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Most images; else 60, and 12 for occlusion.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the choice of images, noise and randomised weights.")] = 0,
+) -> None:
+    """Show where a run looked: maps over images, scored against masks, checked against randomised weights."""
+    with Progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.inspection.explain import explain_runs
+
+        report = explain_runs(
+            run,
+            out,
+            images=images or (),
+            data=data,
+            configuration=configuration,
+            target=target,
+            methods=tuple(m.strip() for m in methods.split(",") if m.strip()),
+            limit=limit,
+            seed=seed,
+            progress=staged(stage, advance),
+            say=say,
+        )
+    say_report(report)
+
+
+@app.command()
 def compare(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
     a: Annotated[str | None, typer.Argument(metavar="[A]", help="Configuration, such as ResNet50V2-adam.")] = None,

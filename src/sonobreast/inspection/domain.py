@@ -77,11 +77,16 @@ def domain_features(network: TrainedNetwork, scaling: str, images: Images) -> Fe
         for start in range(0, len(images), _BATCH):
             given = torch.from_numpy(scale(images[start : start + _BATCH], mean, std))
             given = given.contiguous(memory_format=torch.channels_last)
-            parts["pooled"].append(backbone(given).float().numpy())
-            if levels:
+            if backbone.decoder is not None:  # both in one pass
+                pooled, maps = backbone.maps(given)
+            else:
+                pooled, maps = backbone(given), []
+            parts["pooled"].append(pooled.float().numpy())
+            if levels and not maps:
                 maps = backbone.network.forward_intermediates(  # type: ignore[operator]
                     given, indices=levels, intermediates_only=True, stop_early=True, norm=False, output_fmt="NCHW"
                 )
+            if levels:
                 parts["stages"].append(torch.cat([m.float().mean((2, 3)) for m in maps], dim=1).numpy())
     return found | {k: np.concatenate(v).astype(np.float64) for k, v in parts.items() if v}
 
