@@ -22,6 +22,13 @@ def test_where_nothing_speaks_the_image_stays() -> None:
     assert (mixed[:10] != PICTURE[:10]).any()
 
 
+def test_a_faint_probability_looks_faint() -> None:
+    faint = np.full((40, 60), 0.02)
+    assert (overlay(PICTURE, faint, None) != PICTURE).any()
+    gap = overlay(PICTURE, faint, None, top=1.0).astype(int) - PICTURE
+    assert np.abs(gap).max() < 10
+
+
 def test_a_panel_holds_two_images_and_a_scale() -> None:
     both = panel(PICTURE, np.ones((40, 60)), None)
     assert both.shape == (40, 2 * 60 + 78, 3)

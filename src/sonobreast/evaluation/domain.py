@@ -4,12 +4,12 @@ NumPy only, so that serving can ask the same question with the same numbers.
 
 What was tried, on the first of five grouped folds of a fine-tuned joint MobileNetV2 on BUSI (40 outsiders of each
 kind; the choice was made on these very figures): the distance on the **means of all stages** tells every kind of
-outsider of `sonobreast.inspection.outsiders` apart (AUC 1.00; scans upside down 0.97) and refuses 17 and 26 % of two other
-hospitals' scans. On the last, pooled features alone it does not: fine-tuning leaves there what tells the classes
-apart, and pink noise has 0.81, M-mode 0.78, the negative of a scan 0.70 (cosine distance to the 5th nearest
+outsider of `sonobreast.inspection.outsiders` apart (AUC 1.00; scans upside down 0.97) and refuses 17 and 26 % of two
+other hospitals' scans. On the last, pooled features alone it does not: fine-tuning leaves there what tells the
+classes apart, and pink noise has 0.81, M-mode 0.78, the negative of a scan 0.70 (cosine distance to the 5th nearest
 training image: 0.83, 0.42, 0.67). A few statistics of the picture are as good as the stages (1.00; M-mode 0.99), but
-refuse 44 and 45 % of the other hospitals' scans. Adding the residual outside the principal axes, or joining
-detectors by their largest score, finds no more and refuses more of the other hospitals.
+refuse 44 and 45 % of the other hospitals' scans. Adding the residual outside the principal axes, or joining detectors
+by their largest score, finds no more and refuses more of the other hospitals.
 """
 
 from __future__ import annotations

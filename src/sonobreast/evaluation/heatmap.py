@@ -19,22 +19,24 @@ _OUTLINE = (0, 158, 115)  # bluish green of Okabe and Ito: not on the scale of t
 _SCALE_PX = 74
 
 
-def overlay(picture: U8, relevance: ArrayLike, lesion: NDArray[np.bool_] | None) -> U8:
+def overlay(picture: U8, relevance: ArrayLike, lesion: NDArray[np.bool_] | None, top: float | None = None) -> U8:
     """The image with the map over it: the more relevance, the more colour; the lesion's outline where it is known.
 
     Parameters
     ----------
     picture : ndarray, uint8, (H, W, 3)
     relevance : (H, W)
-        At least 0; scaled by its own maximum.
+        At least 0.
     lesion : ndarray, bool, (H, W), or None
+    top : float or None
+        The value that gets the last colour (1 for probabilities); None: the map's own maximum.
 
     Returns
     -------
     ndarray, uint8, (H, W, 3)
     """
     r = np.maximum(np.asarray(relevance, np.float64), 0.0)
-    r = r / r.max() if r.max() > 0 else r
+    r = np.minimum(r / (top or r.max()), 1.0) if r.max() > 0 else r
     colour = matplotlib.colormaps[COLOURS](r)[:, :, :3] * 255.0
     weight = _STRONGEST * np.clip(r / 0.5, 0.0, 1.0)[:, :, None]
     mixed = np.asarray((1.0 - weight) * picture + weight * colour, np.uint8)
@@ -54,7 +56,7 @@ def outlined(picture: U8, lesion: NDArray[np.bool_]) -> U8:
     return out
 
 
-def panel(picture: U8, relevance: ArrayLike, lesion: NDArray[np.bool_] | None) -> U8:
+def panel(picture: U8, relevance: ArrayLike, lesion: NDArray[np.bool_] | None, top: float | None = None) -> U8:
     """Original (with outline), overlay and scale beside each other.
 
     Returns
@@ -66,13 +68,14 @@ def panel(picture: U8, relevance: ArrayLike, lesion: NDArray[np.bool_] | None) -
     left = picture if lesion is None else outlined(picture, lesion)
     out = np.full((height, 2 * width + 4 + _SCALE_PX, 3), 255, np.uint8)
     out[:, :width] = left
-    out[:, width + 4 : 2 * width + 4] = overlay(picture, relevance, lesion)
-    out[:, 2 * width + 4 :] = _scale(height, bool(np.asarray(relevance).max() > 0))
+    out[:, width + 4 : 2 * width + 4] = overlay(picture, relevance, lesion, top)
+    words = ("most", "half", "none") if top is None else (f"{top:g}", f"{top / 2:g}", "0")
+    out[:, 2 * width + 4 :] = _scale(height, words, bool(np.asarray(relevance).max() > 0))
     return out
 
 
-def _scale(height: int, varies: bool) -> U8:
-    """The colours from 0 to the map's own maximum, (height, 74, 3)."""
+def _scale(height: int, words: tuple[str, str, str], varies: bool) -> U8:
+    """The colours with the words at top, middle and bottom, (height, 74, 3)."""
     strip = Image.new("RGB", (_SCALE_PX, height), "white")
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(11)
@@ -85,7 +88,7 @@ def _scale(height: int, varies: bool) -> U8:
     picture[top : top + len(ramp), 8:22] = ramp[:, None, :].astype(np.uint8)
     strip = Image.fromarray(picture)
     draw = ImageDraw.Draw(strip)
-    for place, text in ((top, "most"), ((top + bottom) // 2, "half"), (bottom - 6, "none")):
+    for place, text in zip((top, (top + bottom) // 2, bottom - 6), words, strict=True):
         draw.text((27, max(0, place - 5)), text, fill="black", font=font)
     return np.asarray(strip)
 

@@ -328,10 +328,11 @@ def _explain(
         small = relevance(loaded.of, method, given, of, seed=seed)
         seconds = time.perf_counter() - start
         large = to_original_size(small, width, height, loaded.recipe.preprocess.aspect)
+        top = 1.0 if method == "mask" else None  # a probability: a faint mask must look faint
         file = _overlay_file(out, subject.name, method)
         with atomic(file, "wb") as stream:
-            stream.write(png_of(panel(picture, large, lesion)))
-        strip.append((attribution.TITLES[method], overlay(picture, large, lesion)))
+            stream.write(png_of(panel(picture, large, lesion, top)))
+        strip.append((attribution.TITLES[method], overlay(picture, large, lesion, top)))
         yield {
             **common,
             "method": method,
