@@ -12,7 +12,7 @@ from sonobreast.page import write_page
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """What the figures say, in words."""
-    titles = {m["name"]: m["title"] for m in found["methods"]}
+    titles = {m["name"]: m["title"][0].upper() + m["title"][1:] for m in found["methods"]}
     text = []
     for f in found["localisation"]:
         if f["part"] != "all" or f["method"] == CENTRE or f["energy"]["estimate"] is None:
