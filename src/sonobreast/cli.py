@@ -373,6 +373,84 @@ def evaluate(
 
 
 @app.command()
+def domain(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of a study.")],
+    data: Annotated[Path, typer.Option("--data", help="The data set that the runs were trained on.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables, statistics and domain.html.")],
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
+    ] = None,
+    other: Annotated[
+        list[Path] | None, typer.Option("--other", metavar="DIR", help="Another hospital's data set; repeatable.")
+    ] = None,
+    accept: Annotated[float, typer.Option("--accept", help="Share of scans that the threshold is to accept.")] = 0.95,
+    outsiders: Annotated[int, typer.Option("--outsiders", metavar="N", help="Pictures of each kind.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Of the outsiders and the resamples.")] = 0,
+) -> None:
+    """Fit a detector of pictures that are no scans of the training domain, and try it on outsiders."""
+    with Progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.inspection.domain import judge_domain
+
+        report = judge_domain(
+            runs,
+            data,
+            out,
+            configuration=configuration,
+            others=other or (),
+            accept=accept,
+            per_kind=outsiders,
+            seed=seed,
+            progress=staged(stage, advance),
+            say=say,
+        )
+    say_report(report)
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of a study.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for overlays, tables and explain.html.")],
+    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE...]", help="Image files.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A data set instead; maps are scored where it has masks.")
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="CLASS", help="Class to explain, or predicted; else malignant.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Separated by commas.")
+    ] = "gradcam,smoothgrad,occlusion,mask",
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Most images; else 60, and 12 for occlusion.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the choice of images, noise and randomised weights.")] = 0,
+) -> None:
+    """Show where a run looked: maps over images, scored against masks, checked against randomised weights."""
+    with Progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.inspection.explain import explain_runs
+
+        report = explain_runs(
+            run,
+            out,
+            images=images or (),
+            data=data,
+            configuration=configuration,
+            target=target,
+            methods=tuple(m.strip() for m in methods.split(",") if m.strip()),
+            limit=limit,
+            seed=seed,
+            progress=staged(stage, advance),
+            say=say,
+        )
+    say_report(report)
+
+
+@app.command()
 def compare(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
     a: Annotated[str | None, typer.Argument(metavar="[A]", help="Configuration, such as ResNet50V2-adam.")] = None,
