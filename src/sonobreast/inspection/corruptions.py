@@ -149,12 +149,14 @@ def _in_decibels(image: U8, decibels: F32 | float) -> U8:
 
 
 def _bytes(g: F32) -> U8:
-    return np.rint(np.clip(g, 0.0, 1.0) * 255.0).astype(np.uint8)
+    grey: U8 = np.rint(np.clip(g, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return grey
 
 
 def _mapped(image: U8, curve: npt.NDArray[np.float64]) -> U8:
     """Grey levels through a curve, float (256,)."""
-    return np.asarray(np.rint(np.clip(curve, 0.0, 1.0) * 255.0).astype(np.uint8)[image])
+    levels: U8 = np.rint(np.clip(curve, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return levels[image]
 
 
 _GREYS = np.arange(256) / 255.0
