@@ -389,7 +389,7 @@ def stress(
     kinds: Annotated[
         list[str] | None, typer.Option("--kinds", metavar="KIND", help="Only this corruption; repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Images at most, drawn by class and group; 0: all.")] = 120,
+    limit: Annotated[int, typer.Option(help="Images at most, drawn by class and group; 0: all.")] = 80,
     subset: Judged = "test",
     seed: Seed = 0,
     exclude: Exclude = None,

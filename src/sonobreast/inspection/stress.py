@@ -22,8 +22,8 @@ from sonobreast.records import atomic, write_json, write_table
 from sonobreast.training.fit import read_config
 from sonobreast.training.folder import alone, refuse_foreign
 
-LIMIT = 120
-"""Images that are judged unless the caller says otherwise: 76 pictures of each, a few minutes on two cores."""
+LIMIT = 80
+"""Images that are judged unless the caller says otherwise: 76 pictures of each, minutes for a small network."""
 _KIND = "stress test"
 
 
