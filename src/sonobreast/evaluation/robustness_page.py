@@ -49,7 +49,7 @@ def summary_frame(found: Mapping[str, Any], metrics: tuple[str, ...]) -> pd.Data
     frame = pd.DataFrame(out).astype({"estimate": float, "low": float, "high": float})
     size = frame[frame["metric"] == metrics[0]].groupby("kind")["estimate"].mean().fillna(-np.inf)
     order = [ALL, *size.drop(ALL).sort_values(ascending=False, kind="stable").index]
-    return frame.assign(kind=pd.Categorical(frame["kind"], order)).sort_values(["metric", "model", "kind"])
+    return frame.assign(kind=pd.Categorical(frame["kind"], order)).sort_values("kind", kind="stable")
 
 
 def summary_plot(frame: pd.DataFrame) -> Figure:
