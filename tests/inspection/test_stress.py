@@ -16,7 +16,7 @@ from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.shortcuts import COLUMNS
 from sonobreast.inspection import judges
 from sonobreast.inspection.judges import appoint, drawn, models_of
-from sonobreast.inspection.shortcuts import find_shortcuts
+from sonobreast.inspection.shortcuts import PARTS, find_shortcuts
 from sonobreast.inspection.stress import stress_runs
 from sonobreast.records import read_json, read_table
 from sonobreast.training.study import run_study
@@ -174,7 +174,7 @@ def test_shortcuts_of_two_models(study: tuple[Path, Path], tmp_path: Path) -> No
     assert content["images"] == 21
     assert content["about"]["borrowed"] == 6
     for model in content["models"]:
-        assert set(model["parts"]) == {"whole", "background-filled", "background-grey", "lesion", "border", "unmarked"}
+        assert set(model["parts"]) == {"whole", *PARTS}
         assert model["parts"]["whole"]["loss"]["accuracy"]["estimate"] == 0.0
         for part in model["parts"].values():
             assert part["chance"]["accuracy"] == pytest.approx(8 / 21)

@@ -50,6 +50,9 @@ def test_the_lesion_alone_and_the_border_alone(scan: tuple[U8, views.Bits]) -> N
     alone = views.filled_grey_outside(image, lesion)
     assert np.array_equal(alone[lesion], image[lesion])
     assert len(np.unique(alone[~lesion])) == 1
+    outline = views.outline_only(image, lesion)
+    assert len(np.unique(outline)) == 2
+    assert outline[lesion].max() < outline[~lesion].min()
     border = views.border_only(image)
     assert np.array_equal(border[:32], image[:32])
     assert np.array_equal(border[:, -32:], image[:, -32:])

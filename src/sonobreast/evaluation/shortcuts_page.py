@@ -21,6 +21,7 @@ VIEWS = {
     "whole": "Whole image",
     "background-filled": "Background (lesion filled smoothly)",
     "background-grey": "Background (lesion mean grey)",
+    "outline": "Outline alone (two greys)",
     "lesion": "Lesion alone",
     "border": "Border alone (outer 10 %)",
     "unmarked": "Without calipers and text",
@@ -61,6 +62,7 @@ def parts_plot(frame: pd.DataFrame) -> Figure:
                 axis.vlines(part["chance"], rows - 0.45, rows + 0.45, color=GREY, lw=1.4, ls=":")
         axis.set_title(TITLES[metric], fontsize=9)
         axis.set_xlim(0.0, 1.02)
+        axis.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", "0.25", "0.5", "0.75", "1"])
     axes[0].set_yticks(range(len(views)), views)
     axes[0].set_ylim(len(views) - 0.5, -0.5)
     if len(models) > 1:
@@ -110,7 +112,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     text = []
     for model in found["models"]:
         name = f"{model['model']}: " if len(found["models"]) > 1 else ""
-        for view in ("border", "background-filled", "lesion"):
+        for view in ("border", "background-filled", "outline", "lesion"):
             part = model["parts"].get(view)
             metric = "auc_lesions" if part and "auc_lesions" in part["value"] else "accuracy"
             if part is None or part["value"][metric]["estimate"] is None:

@@ -29,7 +29,7 @@ from sonobreast.training.folder import alone, refuse_foreign
 
 LIMIT = 400
 _KIND = "search for short-cuts"
-LESION_PARTS = ("background-filled", "background-grey", "lesion")
+LESION_PARTS = ("background-filled", "background-grey", "outline", "lesion")
 PARTS = (*LESION_PARTS, "border", "unmarked")
 ADDED = ("calipers", "text")
 _VIEWS = (shortcuts.WHOLE, *PARTS, *ADDED)
@@ -52,9 +52,9 @@ def find_shortcuts(
     """Judge parts of images: ``shortcuts.csv``, ``shortcuts.json``, ``predictions.csv``, ``shortcuts.html``.
 
     Views: the background alone (the lesion, widened by `views.RIM`, filled smoothly, or with the rest's mean grey);
-    the lesion alone (the rest its mean grey); the border alone (outer `views.BORDER`); without the marks that
-    `sonobreast.data.marks.look` finds; and, of images in which it finds neither calipers nor text, with two measured
-    distances or two lines of text added.
+    its outline alone (two greys); the lesion alone (the rest its mean grey); the border alone (outer `views.BORDER`);
+    without the marks that `sonobreast.data.marks.look` finds; and, of images in which it finds neither calipers nor
+    text, with two measured distances or two lines of text added.
 
     Images without a lesion borrow the outline of another image's for the views of the lesion: else a filled place
     itself would tell them apart. Images whose lesion nobody outlined have no such views.
@@ -165,12 +165,13 @@ def _views(image: views.U8, lesion: Bits | None, hidden: Bits | None, seed: int)
     """The pictures of an image in the order of `_VIEWS`; the very same array where a view changes nothing."""
     shown: list[views.U8 | None] = [image]
     if hidden is None or hidden.shape != image.shape[:2]:
-        shown += [None, None, None]
+        shown += [None] * len(LESION_PARTS)
     else:
         wide = views.widened(hidden)
         shown += [
             views.filled_smoothly(image, wide),
             views.filled_grey(image, wide),
+            views.outline_only(image, hidden),
             views.filled_grey_outside(image, hidden),
         ]
     shown += [views.border_only(image), without_marks(image)]

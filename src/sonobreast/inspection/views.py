@@ -81,6 +81,15 @@ def filled_grey_outside(image: U8, shown: Bits) -> U8:
     return out
 
 
+def outline_only(image: U8, lesion: Bits) -> U8:
+    """Two greys: the mean outside the lesion, and half of it inside. What place, size and shape alone can tell."""
+    outside = image[~lesion].mean(axis=0) if not lesion.all() else np.full(3, 128.0)
+    out = np.empty_like(image)
+    out[:] = np.rint(outside).astype(np.uint8)
+    out[lesion] = np.rint(0.5 * outside).astype(np.uint8)
+    return out
+
+
 def border_only(image: U8) -> U8:
     """The outer `BORDER` of each side; what is inside is the border's mean grey. uint8 (H, W, 3)."""
     height, width = image.shape[:2]
