@@ -372,6 +372,88 @@ def evaluate(
     say_report(report)
 
 
+Configurations = Annotated[
+    list[str] | None,
+    typer.Option("--configuration", metavar="NAME", help="Only this one, such as MobileNetV2-adam; repeatable."),
+]
+Judged = Annotated[str, typer.Option("--subset", help="Which of the study's own images: test or validation.")]
+Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
+
+
+@app.command()
+def stress(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of studies.")],
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder for stress.html, stress.csv and stress.json.")],
+    configuration: Configurations = None,
+    kinds: Annotated[
+        list[str] | None, typer.Option("--kinds", metavar="KIND", help="Only this corruption; repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Images at most, drawn by class and group; 0: all.")] = 80,
+    subset: Judged = "test",
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    groups: Groups = None,
+    labels: Labels = None,
+    strict: Strict = False,
+) -> None:
+    """Judge corrupted images: gain, shadow, speckle, blur, JPEG and ten more, each at five strengths."""
+    from sonobreast.data.cohort import Sources
+
+    with Progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.inspection.stress import stress_runs
+
+        report = stress_runs(
+            runs,
+            Sources(data, groups, exclude, None, strict, labels),
+            out,
+            configurations=configuration,
+            kinds=kinds,
+            limit=limit or None,
+            subset=subset,
+            seed=seed,
+            progress=staged(stage, advance),
+            say=say,
+        )
+    say_report(report)
+
+
+@app.command()
+def shortcuts(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of studies.")],
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Folder for shortcuts.html, shortcuts.csv and shortcuts.json.")],
+    configuration: Configurations = None,
+    limit: Annotated[int, typer.Option(help="Images at most, drawn by class and group; 0: all.")] = 400,
+    subset: Judged = "test",
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    groups: Groups = None,
+    labels: Labels = None,
+    strict: Strict = False,
+) -> None:
+    """Judge images without their lesion, the lesion or the border alone, and with marks taken away or added."""
+    from sonobreast.data.cohort import Sources
+
+    with Progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.inspection.shortcuts import find_shortcuts
+
+        report = find_shortcuts(
+            runs,
+            Sources(data, groups, exclude, None, strict, labels),
+            out,
+            configurations=configuration,
+            limit=limit or None,
+            subset=subset,
+            seed=seed,
+            progress=staged(stage, advance),
+            say=say,
+        )
+    say_report(report)
+
+
 @app.command()
 def domain(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of a study.")],
