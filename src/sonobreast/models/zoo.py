@@ -124,22 +124,33 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features: (B, 3, H, W) to (B, features)."""
-        if self.cut is None:
-            out: Tensor = self.network(images)
-            return out
-        maps = self.network.forward_intermediates(  # type: ignore[operator]
-            images, indices=[self.cut], intermediates_only=True, stop_early=True, norm=False
-        )
-        # In float32 also where the network runs in bfloat16: images differ little in these features.
-        pooled: Tensor = maps[0].float().mean((2, 3))  # (B, C, h, w) -> (B, C)
-        return pooled
+        if self.cut is not None:
+            return self.seen(images)[0]
+        out: Tensor = self.network(images)
+        return out
 
     def maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Pooled features (B, features), and the maps of the stages from fine to coarse, each (B, C_i, H_i, W_i)."""
-        final, maps = self.network.forward_intermediates(  # type: ignore[operator]
-            images, indices=[level for level, _ in self._levels], norm=False, output_fmt="NCHW"
-        )
-        return self.network.forward_head(final), maps  # type: ignore[operator]
+        return self.seen(images)[:2]
+
+    def seen(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """As `maps`, and what the pooled features are made of: the last map (B, C, h, w), or tokens, or a list of maps.
+
+        The maps of the stages are given for a network that segments only.
+        """
+        if self.cut is not None:
+            [last] = self.network.forward_intermediates(  # type: ignore[operator]
+                images, indices=[self.cut], intermediates_only=True, stop_early=True, norm=False
+            )
+            # In float32 also where the network runs in bfloat16: images differ little in these features.
+            return last.float().mean((2, 3)), [], last  # (B, C, h, w) -> (B, C)
+        if self.decoder is None:
+            last, maps = self.network.forward_features(images), []  # type: ignore[operator]
+        else:
+            last, maps = self.network.forward_intermediates(  # type: ignore[operator]
+                images, indices=[level for level, _ in self._levels], norm=False, output_fmt="NCHW"
+            )
+        return self.network.forward_head(last), maps, last  # type: ignore[operator]
 
     def used_tensors(self) -> dict[str, Tensor]:
         """Tensors up to the cut, named as timm names them."""
