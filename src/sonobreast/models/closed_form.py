@@ -91,7 +91,8 @@ def grad_cam(
     height, width = attended.shape[2:]
     weights = jacobian / (height * width)  # (B, C, K)
     # relu(sum_k alpha_ck A_k)
-    return functional.relu(weights @ attended.flatten(2)).unflatten(2, (height, width))
+    found = functional.relu(weights @ attended.flatten(2))
+    return found.reshape(*found.shape[:2], height, width)
 
 
 def is_last_stage(backbone: Backbone, size: int) -> bool:

@@ -112,7 +112,7 @@ def export(
     difference = _difference(content, about, members, images, tell)
     if not difference <= bundles.TOLERANCE:
         raise SonobreastError(
-            f"the graph differs from PyTorch by {difference:.2g} in probability; at most {bundles.TOLERANCE} is allowed",
+            f"the graph differs from PyTorch by {difference:.2g} in probability, more than {bundles.TOLERANCE}",
             file=runs[0],
             remedy="report it with the architecture's name: no bundle was written",
         )
@@ -131,7 +131,7 @@ def export(
     }
     written = bundles.write_bundle(out, about, files)
     bundles.check(out)
-    no_map = {m.folder.name: t.no_map for m, t in zip(members, whole.members, strict=True) if t.no_map}
+    no_map = {m.folder.name: why for m, why in zip(members, whole.no_map, strict=True) if why}
     return Exported(written, no_map)
 
 
@@ -224,7 +224,7 @@ def _about(members: Sequence[_Run], whole: Together, opset: int) -> dict[str, An
         "title": ", ".join(configurations),
         "intended_use": INTENDED_USE,
         "classes": list(first.classes),
-        "members": [_member(m, t.no_map) for m, t in zip(members, whole.members, strict=True)],
+        "members": [_member(m, why) for m, why in zip(members, whole.no_map, strict=True)],
         "preprocess": settings.model_dump(mode="json"),
         "requirements": ["scipy"] if settings.inpaint_marks else [],
         "outputs": list(whole.outputs),

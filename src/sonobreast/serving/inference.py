@@ -1,7 +1,7 @@
 """Many files to one table: streamed, with constant memory, past what cannot be read, and resumed after a kill.
 
-``inference.csv`` grows row by row. Rows are on the disk before their files count as done, a torn last line is dropped at
-the next start, and a file with a row is never predicted again. Files that could not be read stand in
+``inference.csv`` grows row by row. Rows are on the disk before their files count as done, a torn last line is dropped
+at the next start, and a file with a row is never predicted again. Files that could not be read stand in
 ``inference-problems.csv``, which begins anew with every start: they are tried again.
 """
 
@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -32,6 +32,7 @@ from sonobreast.serving.readers import SUFFIXES, Frame, Limits, read
 BATCH = 8
 AHEAD = 2  # batches that are decoded in advance
 PROBLEM_COLUMNS = ("file", "what", "remedy")
+_NOTHING = np.empty((0, 0, 3), np.uint8)
 Progress = Callable[[str, int, int], None]
 Key = tuple[str, int]
 
@@ -61,8 +62,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Prepared:
+    """An image in waiting; the image itself is kept only for an overlay."""
+
     file: str
     frame: Frame
+    width: int
+    height: int
     pixels: NDArray[np.uint8]
 
 
@@ -73,26 +78,34 @@ class _Problem:
     remedy: str
 
 
-def find_files(paths: Sequence[Path]) -> tuple[list[Path], int]:
+def find_files(paths: Sequence[Path], without: Path | None = None) -> tuple[list[Path], int]:
     """Files that were named, and those below folders that end as an image does; masks are counted and left out.
 
     A mask is ``NAME_mask.EXT`` beside an image ``NAME``, or lies in a folder that is called after masks. A file that is
     named itself is always taken.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    without : Path or None
+        A folder that is not looked into: pictures that this program writes are no scans.
 
     Raises
     ------
     SonobreastError
         If a path does not exist, or there is no image anywhere.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # by where they are: a file is predicted once, however it was named
     masks = 0
+    skipped = None if without is None else os.path.realpath(without)
     for path in paths:
         if path.is_dir():
-            inside, left = _below(path)
+            inside, left = _below(path, skipped)
             masks += left
-            found.update(dict.fromkeys(inside))
+            for file in inside:
+                found.setdefault(os.path.abspath(file), file)
         elif path.exists():
-            found[path] = None
+            found.setdefault(os.path.abspath(path), path)
         else:
             raise SonobreastError("there is no such file or folder", file=path, remedy="check the path")
     if not found:
@@ -101,10 +114,10 @@ def find_files(paths: Sequence[Path]) -> tuple[list[Path], int]:
             file=paths[0] if paths else None,
             remedy=f"give images ({', '.join(sorted(SUFFIXES))}) or folders that hold some",
         )
-    return list(found), masks
+    return list(found.values()), masks
 
 
-def _below(folder: Path, depth: int = 0) -> tuple[list[Path], int]:
+def _below(folder: Path, skipped: str | None, depth: int = 0) -> tuple[list[Path], int]:
     found: list[Path] = []
     masks = 0
     here = visible(folder)
@@ -118,8 +131,9 @@ def _below(folder: Path, depth: int = 0) -> tuple[list[Path], int]:
         else:
             found.append(path)
     for path in here:
-        if path.is_dir() and not path.is_symlink():  # a link may lead in a circle
-            inside, left = _below(path, depth + 1)
+        # A link may lead in a circle
+        if path.is_dir() and not path.is_symlink() and os.path.realpath(path) != skipped:
+            inside, left = _below(path, skipped, depth + 1)
             found += inside
             masks += left
     return found, masks
@@ -160,17 +174,21 @@ def infer(
         If there is nothing to read; if the table is of another bundle or spacing, or is none; if it cannot be written.
     """
     tell = progress or (lambda stage, done, total: None)
-    files, masks = find_files(paths)
+    files, masks = find_files(paths, overlays)
     columns = columns_of(predictor)
-    done = _resume(out, columns, predictor.bundle.fingerprint, spacing_mm)
-    kept, predicted = len(done.frames), 0
     problems: list[_Problem] = []
-    todo = [f for f in files if shown(f) not in done.complete]
-    tell("predicting", len(files) - len(todo), len(files))
+    kept = predicted = 0
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with quiet(), out.open("ab") as table:
+            _alone(table, out)
+            done = _resume(out, columns, predictor.bundle.fingerprint, spacing_mm)
+            kept = len(done.frames)
+            todo = [f for f in files if shown(f) not in done.complete]
             finished = len(files) - len(todo)
-            for batch in _batches(_prepared(predictor, todo, done.frames, limits or Limits())):
+            tell("predicting", finished, len(files))
+            waiting = _prepared(predictor, todo, done.frames, limits or Limits(), keep=overlays is not None)
+            for batch in _batches(waiting):
                 items = [item for item in batch if isinstance(item, _Prepared)]
                 problems += [item for item in batch if isinstance(item, _Problem)]
                 finished += sum(_ends(item) for item in batch)
@@ -259,7 +277,7 @@ def _ends(item: _Prepared | _Problem) -> int:
 
 
 def _prepared(
-    predictor: Predictor, files: Sequence[Path], frames: set[Key], limits: Limits
+    predictor: Predictor, files: Sequence[Path], frames: set[Key], limits: Limits, *, keep: bool
 ) -> Iterator[_Prepared | _Problem]:
     """Images as the networks see them, in order; a few files are decoded ahead, in threads."""
 
@@ -275,7 +293,10 @@ def _prepared(
                         "black and white only: a mask or an empty picture, not a scan",
                         remedy="leave the file out",
                     )
-                found.append(_Prepared(name, frame, predictor.prepared(frame.image)))
+                height, width = frame.image.shape[:2]
+                pixels = predictor.prepared(frame.image)
+                kept = frame if keep else replace(frame, image=_NOTHING)
+                found.append(_Prepared(name, kept, width, height, pixels))
         except SonobreastError as error:
             found.append(_Problem(name, error.what, error.remedy))
         except MemoryError:
@@ -309,9 +330,8 @@ def _rows(
     outputs = predictor.run([item.pixels for item in items])
     rows = []
     for k, item in enumerate(items):
-        height, width = item.frame.image.shape[:2]
         spacing = item.frame.spacing_mm if spacing_mm is None else spacing_mm
-        found = predictor.judge(outputs, k, width, height, spacing)
+        found = predictor.judge(outputs, k, item.width, item.height, spacing)
         if overlays is not None:
             name = item.file if item.frame.count == 1 else f"{item.file}.{item.frame.index}.png"
             target = predicted_mask_file(overlays, name)
@@ -339,6 +359,22 @@ def _lines(columns: Sequence[str], rows: Sequence[dict[str, object]], *, header:
     return text.getvalue().encode()
 
 
+def _alone(table: IO[bytes], out: Path) -> None:
+    """Refuse a table that another process is writing to, where the system can tell."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(table, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SonobreastError(
+            "another process is writing this table", file=out, remedy="wait for it, or name another --out"
+        ) from error
+    except OSError:
+        return  # a file system without locks
+
+
 @dataclass(frozen=True)
 class _Done:
     frames: set[Key]
@@ -350,8 +386,7 @@ def _resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: flo
     header = _lines(columns, [], header=True)
     done = _Done(set(), set())
     try:
-        if not out.exists() or not out.stat().st_size:
-            out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.stat().st_size:
             with out.open("wb") as stream:
                 stream.write(header)
                 stream.flush()

@@ -118,7 +118,7 @@ class Predictor:
     def probability(self, source: Path | bytes) -> NDArray[np.float64]:
         """Probabilities before calibration, (C,), of the first picture of a file: what the self-test compares."""
         [image] = [frame.image for frame in read(source) if frame.index == 0]
-        return softmax(self.run([self.prepared(image)])["logits"])[0]
+        return np.asarray(softmax(self.run([self.prepared(image)])["logits"])[0])
 
     def predict(
         self, source: Path | bytes, *, spacing_mm: float | None = None, limits: Limits | None = None

@@ -18,6 +18,7 @@ from PIL import Image
 from sonobreast.data.preprocess import decode
 from sonobreast.errors import SonobreastError
 
+_PICTURES = 4  # all frames of a file may have as many pixels as so many of the largest pictures
 _HEAD = 132  # bytes: DICOM's signature stands behind 128 others
 
 
@@ -88,8 +89,12 @@ def _pillow(*formats: str, frames: bool = False) -> Callable[[bytes, Path | None
                 count = int(getattr(opened, "n_frames", 1)) if frames else 1
                 if count > limits.frames:
                     raise _too("many pictures", f"{count} (at most {limits.frames})", name)
-                for k in range(first, count):
+                total = 0
+                for k in range(count):
                     opened.seek(k)
+                    total += opened.width * opened.height
+                    if total > limits.pixels * _PICTURES:
+                        raise _too("many pixels", f"{total / 1e6:.0f} million in {count} pictures", name)
                     if opened.width * opened.height > limits.pixels:
                         size = f"{opened.width}x{opened.height} (at most {limits.pixels / 1e6:g} million pixels)"
                         raise _too("many pixels", size, name)

@@ -74,6 +74,8 @@ class Together(nn.Module):
     features of all members one behind the other, each as it sees the image itself; and where there are any, ``cam``
     (B, C, h, w), the mean of the members' Grad-CAM maps, and ``mask`` (B, 1, S, S), the mean of their probabilities.
 
+    ``no_map`` says of each member why it has no map, empty where it has one.
+
     Maps are averaged as they are, in units of logits, with those of the mirror image: normalised one by one, a member
     without evidence for a class would count as much as one that has it. Maps of other sizes are brought to the finest.
     """
@@ -81,6 +83,7 @@ class Together(nn.Module):
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.no_map = [m.no_map for m in members]
         self.outputs = ["logits", "features"]
         self.outputs += ["cam"] if any(not m.no_map for m in members) else []
         self.outputs += ["mask"] if any(isinstance(m.head, JointHead) for m in members) else []
