@@ -292,6 +292,7 @@ def print_models(listed: Sequence[Listed]) -> None:
         "classifier and decoder. joint: before a name gives a network that classifies and segments.",
         *_together("cannot segment: ", ((m.name, m.segment.why_not) for m in listed)),
         *_together("cannot classify: ", ((m.name, m.classify.why_not) for m in listed)),
+        *_together("cannot be exported: ", ((m.name, m.export.why_not) for m in listed)),
         *_together("", ((m.name, f"images of {m.size_px} px only" if m.only_size else "") for m in listed)),
         *(f"{m.name}: {m.remark}." for m in listed if m.remark),
     ]
