@@ -100,6 +100,12 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
             open_bundle(folder)
 
 
+def rule(**changes: object) -> dict[str, object]:
+    classes = ["benign", "malignant", "normal"]
+    plain = {"classes": classes, "temperature": 1.0, "thresholds": {}, "alpha": 0.1}
+    return {**plain, "quantiles": dict.fromkeys(classes), **changes}
+
+
 Change = Callable[[dict[str, Any]], object]
 CHANGES: dict[str, Change] = {
     "a version to come": lambda a: a.update(schema_version=99),
@@ -109,8 +115,10 @@ CHANGES: dict[str, Change] = {
     "classes that are numbers": lambda a: a.update(classes=[1, 2, 3]),
     "fewer classes": lambda a: a.update(classes=["benign", "malignant"]),
     "another intended use": lambda a: a.update(intended_use="diagnosis"),
-    "temperature of nothing": lambda a: a.update(temperature=0.0),
-    "temperature as text": lambda a: a.update(temperature="1.0"),
+    "temperature of nothing": lambda a: a.update(decision_rule=rule(temperature=0.0)),
+    "temperature as text": lambda a: a.update(decision_rule=rule(temperature="1.0")),
+    "a rule of other classes": lambda a: a.update(decision_rule=rule(classes=["normal", "malignant", "benign"])),
+    "a rule without temperature": lambda a: a.update(decision_rule={"classes": a["classes"]}),
     "threshold above one": lambda a: a["thresholds"][0].update(value=1.5),
     "scaling outside": lambda a: a["preprocess"].update(scaling="weights"),
     "unknown preprocessing": lambda a: a["preprocess"].update(run="rm"),
@@ -131,9 +139,17 @@ CHANGES: dict[str, Change] = {
     "no members": lambda a: a.update(members=[]),
     "domain as text": lambda a: a.update(domain="x"),
     "decision rule as a list": lambda a: a.update(decision_rule=[1]),
-    "quantiles of others": lambda a: a.update(conformal={"alpha": 0.1, "quantiles": {"x": 0.5}}),
+    "quantiles of others": lambda a: a.update(decision_rule=rule(quantiles={"x": 0.5})),
     "a variant without file": lambda a: a.update(variants={"int8": {}}),
 }
+
+
+def test_a_rule_that_fits_is_taken(copy: Path) -> None:
+    about = json.loads((copy / "bundle.json").read_text())
+    about["decision_rule"] = rule(calibration_source="out-of-fold test images", runs=2)
+    (copy / "bundle.json").write_text(json.dumps(about))
+    seal(copy)
+    assert load_predictor(copy).predict(copy / "self_test" / "image.png").conformal == tuple(about["classes"])
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -24,7 +24,7 @@ from sonobreast.models.heads import build_head
 from sonobreast.models.joint import JointHead
 from sonobreast.models.listing import list_models
 from sonobreast.models.networks import NETWORKS
-from sonobreast.models.zoo import load_backbone
+from sonobreast.models.zoo import load_backbone, spread_levels
 from sonobreast.serving import export as exports
 from sonobreast.serving.bundle import Bundle, check
 from sonobreast.serving.export import export, onnx_bytes
@@ -112,11 +112,16 @@ def test_members_of_other_scalings_and_maps_are_one_graph() -> None:
     with torch.inference_mode():
         wanted = (one(pixels).softmax(1) + two((pixels - 0.5) / 0.5).softmax(1)) / 2
         mask = two.segment((pixels - 0.5) / 0.5)
-        first = one.backbone(pixels)
+        stages = one.backbone.network.forward_intermediates(  # type: ignore[operator]
+            pixels, indices=spread_levels(one.backbone), intermediates_only=True, norm=False
+        )
+        first = torch.cat([m.mean((2, 3)) for m in stages], 1)
+        second = torch.cat([m.mean((2, 3)) for m in two.backbone.maps((pixels - 0.5) / 0.5)[1]], 1)
     np.testing.assert_allclose(np.exp(found["logits"]), wanted.numpy(), atol=1e-6)
     assert mask is not None
     np.testing.assert_allclose(found["mask"], mask.sigmoid().numpy(), atol=1e-6)
-    np.testing.assert_allclose(found["features"][:, : first.shape[1]], first.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found["features"], torch.cat([first, second], 1).numpy(), atol=1e-5)
+    assert [m.features for m in whole.cards] == [first.shape[1], second.shape[1]]
     alone = [together([(one, unit)]), together([(two, symmetric)])]
     with torch.inference_mode():
         cams = [dict(zip(w.outputs, w(pixels), strict=True))["cam"] for w in alone]

@@ -14,7 +14,6 @@ from PIL import Image
 
 from sonobreast.data.preprocess import decode
 from sonobreast.errors import SonobreastError
-from sonobreast.serving.about import Conformal
 from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle
 from sonobreast.serving.overlay import coloured, edge, overlay
 from sonobreast.serving.predictor import Predictor, cam_of, load_predictor, softmax
@@ -60,33 +59,48 @@ def test_lossless_formats_say_the_same(predictor: Predictor, kind: str, options:
     np.testing.assert_allclose(lossy.probability, found.probability, atol=0.05)
 
 
+def rule(**changes: object) -> dict[str, object]:
+    classes = ["benign", "malignant", "normal"]
+    plain = {"classes": classes, "temperature": 1.0, "thresholds": {}, "alpha": 0.1}
+    return {**plain, "quantiles": dict.fromkeys(classes), **changes}
+
+
 def test_a_temperature_flattens(predictor: Predictor) -> None:
     raw = np.log(predictor.predict(scan(predictor)).probability)
-    hot = changed(predictor, temperature=3.0).predict(scan(predictor)).probability
+    hot = changed(predictor, decision_rule=rule(temperature=3.0)).predict(scan(predictor)).probability
     np.testing.assert_allclose(hot, softmax(raw / 3.0), rtol=1e-5)
 
 
-def test_the_decision_is_made_at_the_first_threshold(predictor: Predictor) -> None:
-    p = predictor.predict(scan(predictor))
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_the_decision_is_made_at_the_first_threshold(predictor: Predictor, temperature: float | None) -> None:
+    def with_points(one: float, other: float) -> Predictor:
+        if temperature is not None:
+            points = {"sensitivity 0.95": one, "sensitivity 0.9": other}
+            return changed(predictor, decision_rule=rule(temperature=temperature, thresholds=points))
+        [point] = predictor.bundle.about.thresholds
+        return changed(predictor, thresholds=[point.model_copy(update={"value": v}) for v in (one, other)])
+
+    p = with_points(0.5, 0.5).predict(scan(predictor))
     malignant = float(p.probability[p.classes.index("malignant")])
-    [point] = predictor.bundle.about.thresholds
     for value, says in ((malignant, True), (np.nextafter(malignant, 1.0), False)):
-        points = [point.model_copy(update={"value": value}), point]
-        found = changed(predictor, thresholds=points).predict(scan(predictor))
+        found = with_points(float(value), 1.0 - says).predict(scan(predictor))
         assert (found.malignant, found.threshold) == (says, value)
     assert changed(predictor, thresholds=[]).predict(scan(predictor)).malignant is None
 
 
 def test_conformal_sets_hold_what_is_not_ruled_out(predictor: Predictor) -> None:
     p = predictor.predict(scan(predictor))
-    scores = dict(zip(p.classes, 1.0 - p.probability, strict=True))
-    inside = {c: s for c, s in scores.items() if c != "normal"}
-    rule = Conformal(alpha=0.1, quantiles={**inside, "normal": scores["normal"] - 1e-9})
-    assert changed(predictor, conformal=rule).predict(scan(predictor)).conformal == ("benign", "malignant")
-    unknown = Conformal(alpha=0.1, quantiles=dict.fromkeys(p.classes))
-    assert changed(predictor, conformal=unknown).predict(scan(predictor)).conformal == p.classes
-    none = Conformal(alpha=0.1, quantiles=dict.fromkeys(p.classes, 0.0))
-    assert changed(predictor, conformal=none).predict(scan(predictor)).conformal == ()
+    scores = {c: float(1.0 - v) for c, v in zip(p.classes, p.probability, strict=True)}
+
+    def found(quantiles: dict[str, float | None]) -> tuple[str, ...] | None:
+        # The temperature must not change the sets: their quantiles are of probabilities before it
+        content = rule(quantiles=quantiles, temperature=5.0)
+        return changed(predictor, decision_rule=content).predict(scan(predictor)).conformal
+
+    assert p.conformal is None
+    assert found({**scores, "normal": scores["normal"] - 1e-9}) == ("benign", "malignant")
+    assert found(dict.fromkeys(p.classes)) == p.classes
+    assert found(dict.fromkeys(p.classes, 0.0)) == ()
 
 
 def test_sizes_are_in_millimetres_only_where_spacing_is_known(predictor: Predictor) -> None:

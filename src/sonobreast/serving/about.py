@@ -44,6 +44,8 @@ class MemberCard(Part):
     run, architecture : str
     features : int
         Its share of the output ``features``, in the order of the members.
+    feature_kind : {"stages", "pooled"}
+        Means of the last map of each scale, or the pooled vector that the head sees.
     flips : bool
         Mirror images are averaged inside the graph.
     segments : bool
@@ -56,6 +58,7 @@ class MemberCard(Part):
     run: str
     architecture: str
     features: int = Field(ge=1)
+    feature_kind: Literal["stages", "pooled"]
     flips: bool
     segments: bool
     no_map: str
@@ -83,13 +86,28 @@ class Threshold(Part):
     images: int = Field(ge=0)
 
 
-class Conformal(Part):
-    """Class-conditional (Mondrian) conformal sets: a class is in the set when 1 - its probability is at most its
-    quantile; None: always in, because too few calibration cases are known.
+class Rule(Part):
+    """How probabilities become decisions, frozen in the study; it takes the place of ``About.thresholds``.
+
+    Attributes
+    ----------
+    classes : list of str
+        Those of the bundle.
+    temperature : float
+        Calibrated probabilities are softmax(log p / temperature) (Guo 2017, section 4.2).
+    thresholds : dict of str to float
+        Name of an operating point -> threshold on the calibrated probability of malignancy. The first one decides.
+    alpha : float
+    quantiles : dict of str to (float or None)
+        Class-conditional conformal sets: a class is in the set when 1 minus its probability *before* the temperature
+        is at most its quantile; None: always in, because too few calibration cases are known.
     """
 
+    classes: list[str]
+    temperature: float = Field(gt=0.0, le=1000.0)
+    thresholds: dict[str, Share]
     alpha: float = Field(gt=0.0, lt=1.0)
-    quantiles: dict[str, float | None]
+    quantiles: dict[str, Share | None]
 
 
 class Parity(Part):
@@ -125,13 +143,13 @@ class About(Part):
     opset : int
     mask_threshold : float or None
         A pixel is lesion at or above it; None where nothing segments.
-    temperature : float
-        Probabilities are softmax(logits / temperature).
-    thresholds : tuple of Threshold
-        The first one decides.
-    conformal : Conformal or None
-    decision_rule, domain : dict or None
-        Of `sonobreast.evaluation`: how probabilities become decisions, and statistics of the training domain.
+    thresholds : list of Threshold
+        On the probabilities as the graph gives them; the first one decides where there is no ``decision_rule``.
+    decision_rule : dict or None
+        What `Rule` reads, and what else is known of it. None: probabilities are not calibrated, and there are no
+        conformal sets.
+    domain : dict or None
+        Statistics of the training domain; None: none are known.
     training : dict
         Fingerprint of the training data, images, data sets.
     metrics : dict or None
@@ -156,9 +174,7 @@ class About(Part):
     outputs: list[Literal["logits", "features", "cam", "mask"]]
     opset: int
     mask_threshold: Share | None
-    temperature: float = Field(gt=0.0, le=1000.0)
     thresholds: list[Threshold]
-    conformal: Conformal | None
     decision_rule: dict[str, Any] | None
     domain: dict[str, Any] | None
     training: dict[str, Any]
@@ -188,9 +204,15 @@ class About(Part):
             raise ValueError("preprocess.scaling is unit in a bundle: the rest is inside the graph")
         if ("mask" in self.outputs) != (self.mask_threshold is not None):
             raise ValueError("mask_threshold belongs to an output mask")
-        if self.conformal is not None and set(self.conformal.quantiles) != set(self.classes):
-            raise ValueError("conformal.quantiles are not those of the classes")
+        rule = self.rule
+        if rule is not None and (rule.classes != self.classes or set(rule.quantiles) != set(self.classes)):
+            raise ValueError("decision_rule is of other classes")
         return self
+
+    @property
+    def rule(self) -> Rule | None:
+        """``decision_rule``, read."""
+        return None if self.decision_rule is None else Rule.model_validate(self.decision_rule)
 
 
 def read_about(file: Path) -> tuple[About, bytes]:

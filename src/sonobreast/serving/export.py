@@ -40,7 +40,7 @@ from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.onnx_file import inspect
 from sonobreast.serving.predictor import INPUT, open_session, softmax
 from sonobreast.training.fit import TrainedNetwork, load_run, read_config
-from sonobreast.training.graph import Together, together
+from sonobreast.training.graph import Member, Together, together
 
 OPSET = 18
 PARITY_IMAGES = 200
@@ -131,7 +131,7 @@ def export(
     }
     written = bundles.write_bundle(out, about, files)
     bundles.check(out)
-    no_map = {m.folder.name: why for m, why in zip(members, whole.no_map, strict=True) if why}
+    no_map = {m.folder.name: t.no_map for m, t in zip(members, whole.cards, strict=True) if t.no_map}
     return Exported(written, no_map)
 
 
@@ -224,15 +224,13 @@ def _about(members: Sequence[_Run], whole: Together, opset: int) -> dict[str, An
         "title": ", ".join(configurations),
         "intended_use": INTENDED_USE,
         "classes": list(first.classes),
-        "members": [_member(m, why) for m, why in zip(members, whole.no_map, strict=True)],
+        "members": [_member(m, t) for m, t in zip(members, whole.cards, strict=True)],
         "preprocess": settings.model_dump(mode="json"),
         "requirements": ["scipy"] if settings.inpaint_marks else [],
         "outputs": list(whole.outputs),
         "opset": opset,
         "mask_threshold": segmenting[0].recipe.segmentation.threshold if segmenting else None,
-        "temperature": 1.0,
         "thresholds": _thresholds(members),
-        "conformal": None,
         "decision_rule": None,
         "domain": None,
         "training": {
@@ -249,15 +247,16 @@ def _about(members: Sequence[_Run], whole: Together, opset: int) -> dict[str, An
     }
 
 
-def _member(run: _Run, no_map: str) -> dict[str, Any]:
+def _member(run: _Run, member: Member) -> dict[str, Any]:
     coverage = run.network.backbone.coverage
     return {
         "run": run.folder.name,
         "architecture": str(run.config["run"]["architecture"]),
-        "features": run.network.backbone.features,
+        "features": member.features,
+        "feature_kind": "stages" if member.levels else "pooled",
         "flips": run.network.flips,
         "segments": isinstance(run.network.head, JointHead),
-        "no_map": no_map,
+        "no_map": member.no_map,
         "weights": coverage.sentence() + (f" ({coverage.origin})" if coverage.origin else ""),
         "licence": coverage.licence,
     }
@@ -279,7 +278,7 @@ def _thresholds(members: Sequence[_Run]) -> list[dict[str, Any]]:
         images["p_malignant"].to_numpy(float), (images["label"] == "malignant").to_numpy(), SENSITIVITY
     )
     point = {"value": min(1.0, value), "sensitivity": SENSITIVITY, "cancers": cancers, "images": len(images)}
-    return [{"name": f"sensitivity {SENSITIVITY:.0%} on validation images", **point}]
+    return [{"name": f"sensitivity {SENSITIVITY}", **point}]
 
 
 def _data(study: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sonobreast.data.masks_out import to_original_size
 from sonobreast.data.preprocess import padded_box, prepare, scale
 from sonobreast.errors import SonobreastError
-from sonobreast.serving.about import MODEL, REMEDY
+from sonobreast.serving.about import MODEL, REMEDY, Rule
 from sonobreast.serving.bundle import Bundle, network_bytes, open_bundle
 from sonobreast.serving.lesion import Lesion, measure
 from sonobreast.serving.onnx_file import inspect
@@ -37,7 +37,7 @@ class Prediction:
     ----------
     classes : tuple of str
     probability : ndarray, float64, (C,)
-        Calibrated; they sum to 1.
+        Calibrated where the bundle has a decision rule; they sum to 1.
     predicted : str
         The most probable class.
     malignant : bool or None
@@ -45,7 +45,7 @@ class Prediction:
     threshold : float or None
         Frozen on validation images.
     conformal : tuple of str or None
-        The conformal set: classes that cannot be ruled out; None where the bundle has no quantiles.
+        The conformal set: classes that cannot be ruled out; None where the bundle has no rule.
     domain_score : float or None
         How unlike the training images it is; None where the bundle has no statistics.
     in_domain : bool or None
@@ -146,9 +146,11 @@ class Predictor:
         self, outputs: dict[str, Floats], index: int, width: int, height: int, spacing_mm: float | None
     ) -> Prediction:
         """One image's prediction from what `run` gave; width and height are those of the image before preparation."""
-        about = self.bundle.about
-        probability = softmax(outputs["logits"][index] / about.temperature)
-        threshold = about.thresholds[0].value if about.thresholds and "malignant" in about.classes else None
+        about, rule = self.bundle.about, self.bundle.about.rule
+        raw = softmax(outputs["logits"][index])
+        points = [t.value for t in about.thresholds] if rule is None else list(rule.thresholds.values())
+        probability = raw if rule is None else softmax(outputs["logits"][index] / rule.temperature)
+        threshold = points[0] if points and "malignant" in about.classes else None
         malignant = None
         if threshold is not None:
             malignant = bool(probability[about.classes.index("malignant")] >= threshold)
@@ -162,7 +164,7 @@ class Predictor:
             predicted=about.classes[int(probability.argmax())],
             malignant=malignant,
             threshold=threshold,
-            conformal=conformal_set(self.bundle, probability),
+            conformal=None if rule is None else conformal_set(rule, raw),
             domain_score=None,
             in_domain=None,
             width=width,
@@ -240,15 +242,10 @@ def softmax(logits: Floats) -> NDArray[np.float64]:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
-def conformal_set(bundle: Bundle, probability: NDArray[np.float64]) -> tuple[str, ...] | None:
-    """Classes that the bundle's quantiles do not rule out (`sonobreast.serving.about.Conformal`)."""
-    rule = bundle.about.conformal
-    if rule is None:
-        return None
-    limits = [rule.quantiles[c] for c in bundle.about.classes]
-    return tuple(
-        c for c, p, q in zip(bundle.about.classes, probability, limits, strict=True) if q is None or 1.0 - p <= q
-    )
+def conformal_set(rule: Rule, probability: NDArray[np.float64]) -> tuple[str, ...]:
+    """Classes that a rule's quantiles do not rule out, given probabilities (C,) before the temperature."""
+    limits = [rule.quantiles[c] for c in rule.classes]
+    return tuple(c for c, p, q in zip(rule.classes, probability, limits, strict=True) if q is None or 1.0 - p <= q)
 
 
 def cam_of(prediction: Prediction, name: str, aspect: str = "stretch") -> Floats | None:

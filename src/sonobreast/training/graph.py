@@ -15,6 +15,7 @@ from sonobreast.data.preprocess import scaling_constants
 from sonobreast.models.closed_form import grad_cam, is_last_stage, why_no_map
 from sonobreast.models.joint import JointHead
 from sonobreast.models.mirror import mean_logits
+from sonobreast.models.zoo import Backbone, spread_levels
 from sonobreast.training.fit import TrainedNetwork
 
 
@@ -35,6 +36,10 @@ class Member(nn.Module):
     ----------
     no_map : str
         Why it has no Grad-CAM; empty where it has one.
+    levels : list of int
+        Feature maps whose means are its features (`sonobreast.models.zoo.spread_levels`); empty: its pooled vector is.
+    features : int
+        Their number.
     """
 
     mean: Tensor
@@ -47,6 +52,7 @@ class Member(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
         self.no_map = why_no_map(self.backbone, self.head, settings.size)
+        self.levels, self.features = _means(self.backbone, settings.size)
         self.joins = isinstance(self.head, JointHead) and is_last_stage(self.backbone, settings.size)
 
     def forward(self, pixels: Tensor) -> Seen:
@@ -55,7 +61,7 @@ class Member(nn.Module):
         n = images.shape[0]
         # An image and its mirror image go through together: each weight stands in the graph once.
         both = torch.cat([images, images.flip(3)]) if self.flips else images
-        pooled, maps, last = self.backbone.seen(both)
+        pooled, maps, last = self.backbone.seen(both, self.levels)
         joint = isinstance(self.head, JointHead)
         logits = self.head.classify(pooled, maps) if joint else self.head(pooled)  # type: ignore[operator]
         mask = self.head.segment(both, maps).sigmoid() if joint else None  # type: ignore[operator]
@@ -64,17 +70,18 @@ class Member(nn.Module):
             logits = mean_logits(logits[:n], logits[n:])
             mask = None if mask is None else (mask[:n] + mask[n:].flip(3)) / 2
             cam = None if cam is None else (cam[:n] + cam[n:].flip(3)) / 2
-        return Seen(logits, cam, mask, pooled[:n])
+        features = torch.cat([m[:n].float().mean((2, 3)) for m in maps], 1) if maps else pooled[:n].float()
+        return Seen(logits, cam, mask, features)
 
 
 class Together(nn.Module):
     """Members as one graph.
 
-    Gives ``logits`` (B, C), logarithms of the mean of the members' probabilities; ``features`` (B, F), the pooled
-    features of all members one behind the other, each as it sees the image itself; and where there are any, ``cam``
-    (B, C, h, w), the mean of the members' Grad-CAM maps, and ``mask`` (B, 1, S, S), the mean of their probabilities.
-
-    ``no_map`` says of each member why it has no map, empty where it has one.
+    Gives ``logits`` (B, C), logarithms of the mean of the members' probabilities; ``features`` (B, F), those
+    of all members one behind the other, each as it sees the image itself: the mean of every channel of the last map of
+    each scale, which tells pictures of another kind; and where there are any, ``cam`` (B, C, h, w), the mean of the
+    members' Grad-CAM maps on their last feature map, and ``mask`` (B, 1, S, S), the mean of their probabilities. Of a
+    joint network, whose class is read from every stage, that map shows the part of the last one only.
 
     Maps are averaged as they are, in units of logits, with those of the mirror image: normalised one by one, a member
     without evidence for a class would count as much as one that has it. Maps of other sizes are brought to the finest.
@@ -83,7 +90,7 @@ class Together(nn.Module):
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.no_map = [m.no_map for m in members]
+        self.cards = list(members)  # as they are called, for whoever describes them
         self.outputs = ["logits", "features"]
         self.outputs += ["cam"] if any(not m.no_map for m in members) else []
         self.outputs += ["mask"] if any(isinstance(m.head, JointHead) for m in members) else []
@@ -94,7 +101,7 @@ class Together(nn.Module):
         logits = seen[0].logits.log_softmax(1)
         for one in seen[1:]:
             logits = torch.logaddexp(logits, one.logits.log_softmax(1))
-        found = [logits - math.log(len(seen)), torch.cat([one.features.float() for one in seen], 1)]
+        found = [logits - math.log(len(seen)), torch.cat([one.features for one in seen], 1)]
         cams = [one.cam for one in seen if one.cam is not None]
         if cams:
             finest = max((c.shape[2:] for c in cams), key=lambda s: int(s[0]) * int(s[1]))
@@ -108,6 +115,23 @@ class Together(nn.Module):
 def together(networks: Sequence[tuple[TrainedNetwork, Recipe]]) -> Together:
     """Networks of finished runs, with the recipes that say how their input is scaled."""
     return Together([Member(network, recipe.preprocess) for network, recipe in networks]).eval()
+
+
+@torch.no_grad()
+def _means(backbone: Backbone, size: int) -> tuple[list[int], int]:
+    """Maps whose means are the features, and their number; no maps where the network gives others with them."""
+    images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    plain = backbone.seen(images)[0]
+    levels = spread_levels(backbone)
+    if levels:
+        try:
+            pooled, maps, _ = backbone.seen(images, levels)
+        except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            return [], plain.shape[1]
+        whole = all(m.ndim == 4 for m in maps) and len(maps) == len(levels)
+        if whole and torch.allclose(pooled, plain, rtol=1e-4, atol=1e-5):
+            return levels, sum(m.shape[1] for m in maps)
+    return [], plain.shape[1]
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
