@@ -498,16 +498,14 @@ def predict(
     spacing: Annotated[
         float | None, typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing of all images, in mm.")
     ] = None,
-    variant: Annotated[str | None, typer.Option("--variant", help="A smaller copy of the network, as int8.")] = None,
 ) -> None:
     """Predict images with a bundle: one row an image. Research use only."""
     import json
 
-    from sonobreast.serving.bundle import open_bundle
     from sonobreast.serving.inference import infer
     from sonobreast.serving.predictor import load_predictor
 
-    predictor = load_predictor(open_bundle(bundle), variant=variant)
+    predictor = load_predictor(bundle)
     with Progress() as (stage, advance, _):
         outcome = infer(
             predictor,

@@ -337,8 +337,6 @@ def print_checked(found: Checked) -> None:
         f"the bundle is as it was written, and its self-test differs by {found.difference:.1e} in probability",
         highlight=False,
     )
-    for name, difference in found.variants.items():
-        screen.print(f"variant {name}: {difference:.1e}", highlight=False, markup=False)
     screen.print(f"fingerprint: {found.bundle.fingerprint}", highlight=False, soft_wrap=True)
     screen.print("Compare it with the one that the maker of the bundle states.", highlight=False)
 

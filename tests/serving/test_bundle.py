@@ -140,7 +140,6 @@ CHANGES: dict[str, Change] = {
     "domain as text": lambda a: a.update(domain="x"),
     "decision rule as a list": lambda a: a.update(decision_rule=[1]),
     "quantiles of others": lambda a: a.update(decision_rule=rule(quantiles={"x": 0.5})),
-    "a variant without file": lambda a: a.update(variants={"int8": {}}),
 }
 
 

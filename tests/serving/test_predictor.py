@@ -163,6 +163,7 @@ def test_bombs_are_refused_by_their_header(predictor: Predictor, monkeypatch: py
         predictor.predict(scan(predictor), limits=Limits(bytes=100))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("content", "why"),
     [

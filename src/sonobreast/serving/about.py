@@ -157,8 +157,6 @@ class About(Part):
     licences : dict
         Of code, weights and data.
     parity : Parity
-    variants : dict
-        Name -> figures of a smaller copy of the network that was kept.
     files : dict
         Name in the bundle -> digest and size; ``bundle.json`` and its own digest excepted.
     """
@@ -181,7 +179,6 @@ class About(Part):
     metrics: dict[str, Any] | None
     licences: dict[str, Any]
     parity: Parity
-    variants: dict[str, dict[str, Any]]
     files: dict[str, File]
 
     @field_validator("files")

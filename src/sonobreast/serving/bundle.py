@@ -83,7 +83,7 @@ def open_bundle(folder: Path, *, only: tuple[str, ...] | None = None) -> Bundle:
     return Bundle(folder, about, fingerprint)
 
 
-def network_bytes(bundle: Bundle, name: str = MODEL) -> bytes:
+def network_bytes(bundle: Bundle) -> bytes:
     """The network's file, compared with its digest: what is read is what is run.
 
     Raises
@@ -91,12 +91,12 @@ def network_bytes(bundle: Bundle, name: str = MODEL) -> bytes:
     SonobreastError
         If the file was altered.
     """
-    path = _plain_file(bundle.folder, name)
+    path = _plain_file(bundle.folder, MODEL)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise _altered(path, "cannot be read") from error
-    if hashlib.sha256(content).hexdigest() != bundle.about.files[name].sha256:
+    if hashlib.sha256(content).hexdigest() != bundle.about.files[MODEL].sha256:
         raise _altered(path, "was altered or damaged")
     return content
 
@@ -110,13 +110,10 @@ class Checked:
     bundle : Bundle
     difference : float
         Largest difference in probability between the self-test here and what was expected.
-    variants : dict of str to float
-        The same for each smaller copy of the network.
     """
 
     bundle: Bundle
     difference: float
-    variants: dict[str, float]
 
 
 def check(folder: Path) -> Checked:
@@ -131,30 +128,24 @@ def check(folder: Path) -> Checked:
 
     bundle = open_bundle(folder)
     image = _plain_file(folder, SELF_TEST_IMAGE)
-    found: dict[str, float] = {}
-    for variant in ("", *bundle.about.variants):
-        expected = _expected(folder / SELF_TEST_EXPECTED, bundle.about.classes, variant)
-        probability = load_predictor(bundle, variant=variant or None).probability(image)
-        found[variant] = max(
-            abs(float(p) - expected[c]) for c, p in zip(bundle.about.classes, probability, strict=True)
+    expected = _expected(folder / SELF_TEST_EXPECTED, bundle.about.classes)
+    probability = load_predictor(bundle).probability(image)
+    difference = max(abs(float(p) - expected[c]) for c, p in zip(bundle.about.classes, probability, strict=True))
+    if not difference <= TOLERANCE:
+        raise SonobreastError(
+            f"the self-test differs by {difference:.2g} in probability; at most {TOLERANCE} is allowed",
+            file=image,
+            remedy="do not use the bundle here; say which processor and which version of onnxruntime this is",
         )
-        if not found[variant] <= TOLERANCE:
-            raise SonobreastError(
-                f"the self-test{f' of the variant {variant}' if variant else ''} differs by {found[variant]:.2g} in "
-                f"probability; at most {TOLERANCE} is allowed",
-                file=image,
-                remedy="do not use the bundle here; say which processor and which version of onnxruntime this is",
-            )
-    return Checked(bundle, found.pop(""), found)
+    return Checked(bundle, difference)
 
 
-def _expected(file: Path, classes: list[str], variant: str) -> dict[str, float]:
+def _expected(file: Path, classes: list[str]) -> dict[str, float]:
     """Expected probabilities, before calibration."""
     try:
         if file.stat().st_size > _CHUNK:
             raise ValueError("too large")
-        content = json.loads(file.read_text(encoding="utf-8"))
-        stated = content["variants"][variant] if variant else content["probability"]
+        stated = json.loads(file.read_text(encoding="utf-8"))["probability"]
         values = {c: float(stated[c]) for c in classes}
         if len(stated) != len(classes) or not all(math.isfinite(v) for v in values.values()):
             raise ValueError("not a probability for each class")

@@ -243,7 +243,6 @@ def _about(members: Sequence[_Run], whole: Together, opset: int) -> dict[str, An
             "weights": sorted({str(m.network.backbone.coverage.licence) for m in members}),
             "data": {name: DATA_SETS[name].licence for name in _data(study)["sources"] if name in DATA_SETS},
         },
-        "variants": {},
     }
 
 
@@ -375,7 +374,6 @@ def _self_test(members: Sequence[_Run]) -> tuple[bytes, bytes]:
         "schema_version": SCHEMA_VERSION,
         "image": "simulated; no patient",
         "probability": {c: float(p) for c, p in zip(members[0].classes, probability, strict=True)},
-        "variants": {},
     }
     return picture.getvalue(), (json.dumps(expected, indent=1) + "\n").encode()
 

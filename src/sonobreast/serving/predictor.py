@@ -175,38 +175,28 @@ class Predictor:
         )
 
 
-def load_predictor(bundle: Bundle | Path, *, variant: str | None = None, threads: int | None = None) -> Predictor:
+def load_predictor(bundle: Bundle | Path, *, threads: int | None = None) -> Predictor:
     """Open the network of a bundle.
 
     Parameters
     ----------
     bundle : Bundle or Path
         A folder is opened first (`open_bundle`).
-    variant : str or None
-        A smaller copy that the bundle carries, such as ``int8``; None: the network itself.
     threads : int or None
         Within one run of the network; None: one for each core, up to 4.
 
     Raises
     ------
     SonobreastError
-        If the bundle was altered, keeps something in its network that does not belong there, lacks the variant, or
-        needs a library that is not installed.
+        If the bundle was altered, keeps something in its network that does not belong there, or needs a library that
+        is not installed.
     """
     # Only the network's own file is compared here; `open_bundle` looks at the names and sizes of the others
     opened = open_bundle(bundle, only=()) if isinstance(bundle, Path) else bundle
-    if variant is not None and (
-        variant not in opened.about.variants or variant_file(variant) not in opened.about.files
-    ):
-        known = ", ".join(opened.about.variants) or "none"
-        raise SonobreastError(
-            f"the bundle has no variant {variant}; it has {known}", file=opened.folder, remedy="leave it out"
-        )
     for name in opened.about.requirements:
         _require(name, opened)
-    file = MODEL if variant is None else variant_file(variant)
-    content = network_bytes(opened, file)
-    inspect(content, file)
+    content = network_bytes(opened)
+    inspect(content, MODEL)
     return Predictor(opened, open_session(content, opened, threads))
 
 
@@ -229,11 +219,6 @@ def open_session(content: bytes, bundle: Bundle, threads: int | None = None) -> 
     if given != {INPUT: "tensor(float)"} or not set(bundle.about.outputs) <= set(names):
         raise _unusable(bundle, "has other inputs and outputs than the bundle says")
     return session
-
-
-def variant_file(variant: str) -> str:
-    """Name of a variant's file in the bundle."""
-    return f"model.{variant}.onnx"
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:
