@@ -336,6 +336,7 @@ def print_checked(found: Checked) -> None:
     screen.print(
         f"the bundle is as it was written, and its self-test differs by {found.difference:.1e} in probability",
         highlight=False,
+        soft_wrap=True,
     )
     screen.print(f"fingerprint: {found.bundle.fingerprint}", highlight=False, soft_wrap=True)
     screen.print("Compare it with the one that the maker of the bundle states.", highlight=False)
