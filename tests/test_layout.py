@@ -51,6 +51,15 @@ def test_evaluation_knows_no_torch(file: Path) -> None:
     assert not any(n.startswith(("sonobreast.training", "sonobreast.models")) for n in names)
 
 
+@pytest.mark.parametrize("file", sorted((PACKAGE / "serving").glob("*.py")), ids=name_of)
+def test_serving_needs_what_a_hospital_installs(file: Path) -> None:
+    if file.stem == "export":
+        return  # the one that needs PyTorch
+    names = imported(file)
+    assert not any(n.split(".")[0] in ("torch", "timm", "pandas", "scipy", "sklearn", "onnx") for n in names)
+    assert not any(n.startswith(("sonobreast.training", "sonobreast.models")) for n in names)
+
+
 @pytest.mark.parametrize("module", ["evaluation.report", "evaluation.compare", "data.manifest", "data.preprocess"])
 def test_no_torch_in_memory_after_import(module: str) -> None:
     assert "torch" not in loaded_by(f"sonobreast.{module}")

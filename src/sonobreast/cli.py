@@ -13,7 +13,10 @@ from sonobreast.screen import (
     Progress,
     console,
     print_audit,
+    print_checked,
     print_comparison,
+    print_exported,
+    print_inference,
     print_manifest,
     print_models,
     print_results,
@@ -39,6 +42,8 @@ data_app = typer.Typer(help="Read and check data sets.", no_args_is_help=True, r
 study_app = typer.Typer(help="Run a grid of trainings and report on it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
+bundle_app = typer.Typer(help="Bundles: a network as a hospital gets it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bundle_app, name="bundle")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe; repeatable.")
@@ -615,6 +620,65 @@ def plan(
     terminal.print(table)
 
 
+@app.command()
+def export(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of a study.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to be written.")],
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
+    ] = None,
+) -> None:
+    """Write a bundle that runs without PyTorch: one run, or several as one ensemble."""
+    with Progress() as (stage, advance, say):
+        say("starting PyTorch")
+        from sonobreast.inspection.evaluate import find_runs
+        from sonobreast.serving.export import export as write
+
+        done = write(find_runs(runs, configuration), bundle, progress=staged(stage, advance))
+    print_exported(done.bundle, done.no_map)
+
+
+@bundle_app.command("check")
+def bundle_check(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]) -> None:
+    """Compare a bundle's files with their digests and run its self-test here."""
+    from sonobreast.serving.bundle import check
+
+    print_checked(check(bundle))
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, and folders of images.")],
+    out: Annotated[Path, typer.Option("--out", help="The table; the same call continues it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Also print each new row as a line of JSON.")] = False,
+    overlays: Annotated[
+        Path | None, typer.Option("--overlays", metavar="DIR", help="Folder for a picture of each image, with its map.")
+    ] = None,
+    spacing: Annotated[
+        float | None, typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing of all images, in mm.")
+    ] = None,
+) -> None:
+    """Predict images with a bundle: one row an image. Research use only."""
+    import json
+
+    from sonobreast.serving.inference import infer
+    from sonobreast.serving.predictor import load_predictor
+
+    predictor = load_predictor(bundle)
+    with Progress() as (stage, advance, _):
+        outcome = infer(
+            predictor,
+            paths,
+            out,
+            overlays=overlays,
+            spacing_mm=spacing,
+            take=(lambda row: typer.echo(json.dumps(row, ensure_ascii=False))) if as_json else None,
+            progress=staged(stage, advance),
+        )
+    print_inference(outcome, out, quiet=as_json)
+
+
 def main() -> None:
     """Entry point: turns every error into a sentence and an exit status, unless ``--debug`` is given."""
     # Threads that wait busily for one another slow training down several times when another process shares the cores.
@@ -664,7 +728,8 @@ def _unexpected(error: Exception) -> str:
     if isinstance(error, ImportError):
         return (
             f"error: a library is missing ({error.name or error})\n"
-            "  what to do: install sonobreast[train] (training) or sonobreast[study] (reports)"
+            "  what to do: install sonobreast[train] (training, export), sonobreast[study] (reports) or "
+            "sonobreast[serve] (predictions)"
         )
     return (
         f"error: unexpected {type(error).__name__}: {error}\n"

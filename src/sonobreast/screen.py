@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sonobreast.data.manifest import Manifest
     from sonobreast.evaluation.comparison import Family
     from sonobreast.models.listing import Listed
+    from sonobreast.serving.bundle import Bundle, Checked
+    from sonobreast.serving.inference import Outcome
     from sonobreast.training.study import Reporter
 
 
@@ -290,6 +292,7 @@ def print_models(listed: Sequence[Listed]) -> None:
         "classifier and decoder. joint: before a name gives a network that classifies and segments.",
         *_together("cannot segment: ", ((m.name, m.segment.why_not) for m in listed)),
         *_together("cannot classify: ", ((m.name, m.classify.why_not) for m in listed)),
+        *_together("cannot be exported: ", ((m.name, m.export.why_not) for m in listed)),
         *_together("", ((m.name, f"images of {m.size_px} px only" if m.only_size else "") for m in listed)),
         *(f"{m.name}: {m.remark}." for m in listed if m.remark),
     ]
@@ -308,3 +311,50 @@ def _together(what: str, reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 def say_report(report: Path) -> None:
     console().print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def print_exported(bundle: Bundle, no_map: Mapping[str, str]) -> None:
+    about, screen = bundle.about, console()
+    parity = about.parity
+    images = f"{parity.images} {'simulated ' if parity.simulated else ''}images"
+    size = sum(f.bytes for f in about.files.values()) / 1e6
+    lines = [
+        f"{about.title}: {len(about.members)} network(s), {size:.1f} MB",
+        f"largest difference from PyTorch: {parity.largest_difference:.1e} in probability, on {images}",
+        *(f"{run}: no Grad-CAM; {why}" for run, why in no_map.items()),
+        *(f"needs {name} where it is used, to fill burned-in marks" for name in about.requirements),
+        f"fingerprint: {bundle.fingerprint}",
+        f"wrote {bundle.folder}",
+        f"{about.intended_use[0].upper()}{about.intended_use[1:]}.",
+    ]
+    for line in lines:
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_checked(found: Checked) -> None:
+    screen = console()
+    screen.print(
+        f"the bundle is as it was written, and its self-test differs by {found.difference:.1e} in probability",
+        highlight=False,
+        soft_wrap=True,
+    )
+    screen.print(f"fingerprint: {found.bundle.fingerprint}", highlight=False, soft_wrap=True)
+    screen.print("Compare it with the one that the maker of the bundle states.", highlight=False)
+
+
+def print_inference(outcome: Outcome, out: Path, *, quiet: bool = False) -> None:
+    from rich.console import Console
+
+    from sonobreast.serving.inference import problems_file
+
+    screen = Console(stderr=quiet)
+    kept = f", {outcome.kept} kept from before" if outcome.kept else ""
+    screen.print(f"{outcome.predicted} images predicted{kept}", highlight=False)
+    if outcome.masks:
+        screen.print(f"{outcome.masks} files are masks by name and were not read", highlight=False)
+    if outcome.problems:
+        screen.print(
+            f"{outcome.problems} files were left out: see {problems_file(out)}", style="yellow", soft_wrap=True
+        )
+    screen.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
+    screen.print("Research use only, not a medical device.", style="yellow")

@@ -10,6 +10,8 @@ from pathlib import Path
 from sonobreast.data import breast, bus_bra, bus_uclm
 from sonobreast.data.case_table import is_table, read_case_table
 from sonobreast.data.listing import (
+    MASK_FOLDERS,
+    MASK_NAME,
     Entry,
     Listing,
     class_name,
@@ -23,14 +25,12 @@ from sonobreast.data.listing import (
 from sonobreast.errors import SonobreastError
 from sonobreast.records import Problem
 
-_MASK = re.compile(r"^(?P<image>.+?)[ _-]mask(?:[ _-]?\(?\d+\)?)?$", re.IGNORECASE)
 _BUSI = re.compile(r"^(benign|malignant|normal) ?\(\d+\)$", re.IGNORECASE)
 _PUBLISHED: tuple[tuple[Callable[[Path], Path | None], Callable[[Path], Listing]], ...] = (
     (bus_bra.find, bus_bra.read),
     (bus_uclm.find, bus_uclm.read),
     (breast.find, breast.read),
 )
-_MASK_FOLDERS = frozenset({"mask", "masks", "labels", "ground_truth", "groundtruth", "gt", "segmentation", "seg"})
 
 
 def read_layout(source: Path) -> Listing:
@@ -133,7 +133,7 @@ def _class_root(source: Path) -> Path:
 
 
 def _refuse_single(folder: Path) -> None:
-    if all(_MASK.match(p.stem) for p in visible(folder) if is_image(p)):
+    if all(MASK_NAME.match(p.stem) for p in visible(folder) if is_image(p)):
         return  # said better, with the count, when the folder is read
     raise SonobreastError(
         f"there is a single folder of images, {folder.name!r}, and it names no class",
@@ -149,7 +149,7 @@ def _read_class_folders(root: Path) -> Listing:
     any_mask = False
     seen: dict[str, str] = {}
     for folder in (p for p in visible(root) if p.is_dir()):
-        if folder.name.lower() in _MASK_FOLDERS:
+        if folder.name.lower() in MASK_FOLDERS:
             raise SonobreastError(
                 f"the folder {folder.name!r} holds masks, not a class of images",
                 file=folder,
@@ -226,7 +226,7 @@ def _pair_masks(images: list[Path], label: str, root: Path) -> tuple[list[Entry]
     masks: dict[str, list[Path]] = defaultdict(list)
     plain: list[Path] = []
     for path in images:
-        match = _MASK.match(path.stem)
+        match = MASK_NAME.match(path.stem)
         if match:
             masks[match["image"].lower()].append(path)
         else:

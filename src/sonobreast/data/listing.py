@@ -13,6 +13,9 @@ from sonobreast.records import LESION_CLASSES, Problem
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
 OURS = frozenset({"width", "height", "sha256", "source", "schema_version", "root"})
 """Columns of ``manifest.csv`` that the program fills: never taken for what a data set says of an image."""
+MASK_NAME = re.compile(r"^(?P<image>.+?)[ _-]mask(?:[ _-]?\(?\d+\)?)?$", re.IGNORECASE)
+"""Stem of a mask that lies beside its image."""
+MASK_FOLDERS = frozenset({"mask", "masks", "labels", "ground_truth", "groundtruth", "gt", "segmentation", "seg"})
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "problems.csv", "split.csv", "phantom.json"})
 
 

@@ -37,7 +37,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def decode(source: Path | bytes) -> NDArray[np.uint8]:
+def decode(source: Path | bytes, frame: int = 0) -> NDArray[np.uint8]:
     """Decode an image file to 8-bit RGB.
 
     Transparent pixels are composited on black (BrEaST has transparent corners), 16-bit grey values are divided by
@@ -47,6 +47,8 @@ def decode(source: Path | bytes) -> NDArray[np.uint8]:
     ----------
     source : Path or bytes
         The file or its bytes.
+    frame : int
+        Which picture of a file that holds several, from 0.
 
     Returns
     -------
@@ -60,6 +62,8 @@ def decode(source: Path | bytes) -> NDArray[np.uint8]:
     name = source if isinstance(source, Path) else None
     try:
         with Image.open(source if isinstance(source, Path) else BytesIO(source)) as opened:
+            if frame:
+                opened.seek(frame)
             if Image.MAX_IMAGE_PIXELS is not None and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError("too large to be a scan")  # Pillow only warns, up to twice that size
             opened.load()

@@ -77,6 +77,8 @@ class Listed:
     origin : str
         Where they come from.
     classify, segment : Task
+    export : Task
+        As ONNX, into a bundle.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Listed:
     origin: str
     classify: Task
     segment: Task
+    export: Task
 
 
 def list_models(
@@ -207,6 +210,7 @@ def _listed(one: Architecture, measured: _Measured | None, weights: str) -> List
         origin="",
         classify=Task(True),
         segment=_no_map(one),
+        export=Task(False, "scikit-learn fits it, and it has no graph") if one.kind == "classical" else Task(True),
     )
     if measured is None or one.timm_name is None:
         return plain

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ _RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # licences in timm w
 
 
 Decoder = Literal["unet", "attention"]
+_SPREAD = 5  # maps of a network whose maps all have one scale
 LEAST_SCALES = 3  # of the feature maps that a decoder joins
 
 
@@ -124,22 +125,36 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features: (B, 3, H, W) to (B, features)."""
-        if self.cut is None:
-            out: Tensor = self.network(images)
-            return out
-        maps = self.network.forward_intermediates(  # type: ignore[operator]
-            images, indices=[self.cut], intermediates_only=True, stop_early=True, norm=False
-        )
-        # In float32 also where the network runs in bfloat16: images differ little in these features.
-        pooled: Tensor = maps[0].float().mean((2, 3))  # (B, C, h, w) -> (B, C)
-        return pooled
+        if self.cut is not None:
+            return self.seen(images)[0]
+        out: Tensor = self.network(images)
+        return out
 
     def maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Pooled features (B, features), and the maps of the stages from fine to coarse, each (B, C_i, H_i, W_i)."""
-        final, maps = self.network.forward_intermediates(  # type: ignore[operator]
-            images, indices=[level for level, _ in self._levels], norm=False, output_fmt="NCHW"
-        )
-        return self.network.forward_head(final), maps  # type: ignore[operator]
+        return self.seen(images)[:2]
+
+    def seen(self, images: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor], Tensor]:
+        """As `maps`, and what the pooled features are made of: the last map (B, C, h, w), or tokens, or a list of maps.
+
+        The maps are those of the stages for a network that segments, and for others those of the ``levels``, indices of
+        timm's feature maps in ascending order, not behind a cut.
+        """
+        if self.cut is not None:
+            found = self.network.forward_intermediates(  # type: ignore[operator]
+                images, indices=sorted({*levels, self.cut}), intermediates_only=True, stop_early=True, norm=False
+            )
+            # In float32 also where the network runs in bfloat16: images differ little in these features.
+            pooled: Tensor = found[-1].float().mean((2, 3))  # (B, C, h, w) -> (B, C)
+            return pooled, found if self.cut in levels else found[:-1], found[-1]
+        taken = [level for level, _ in self._levels] if self.decoder is not None else list(levels)
+        if taken:
+            last, maps = self.network.forward_intermediates(  # type: ignore[operator]
+                images, indices=taken, norm=False, output_fmt="NCHW"
+            )
+        else:
+            last, maps = self.network.forward_features(images), []  # type: ignore[operator]
+        return self.network.forward_head(last), maps, last  # type: ignore[operator]
 
     def used_tensors(self) -> dict[str, Tensor]:
         """Tensors up to the cut, named as timm names them."""
@@ -290,6 +305,22 @@ def stage_levels(network: nn.Module, name: str) -> list[tuple[int, int]]:
             f"{name} cannot segment: {why}", remedy=f"use it without a decoder ({name}), or another encoder"
         )
     return _levels(network)
+
+
+def spread_levels(backbone: Backbone) -> list[int]:
+    """Indices of feature maps all over a network: the last of each scale, or some where all have one scale.
+
+    None lies behind a cut; a network without maps has none.
+    """
+    network = backbone.network
+    info: Any = getattr(network, "feature_info", None) or []
+    n = len(info if isinstance(info, list) else info.info)
+    if not n or not hasattr(network, "forward_intermediates"):
+        return []
+    last = n - 1 if backbone.cut is None else backbone.cut
+    if not why_no_decoder(network):
+        return [i for i, _ in _levels(network) if i <= last]
+    return sorted({round(k * last / (_SPREAD - 1)) for k in range(_SPREAD)})
 
 
 def why_no_decoder(network: nn.Module) -> str:

@@ -1,0 +1,1 @@
+"""Networks in the hospital: bundles without PyTorch, predictions from them."""

@@ -1,0 +1,255 @@
+"""``bundle.json``: what a bundle says of itself, and how it is read from somebody else's file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sonobreast.config import Preprocess
+from sonobreast.errors import SonobreastError
+from sonobreast.records import check_version
+
+ABOUT = "bundle.json"
+MODEL = "model.onnx"
+INTENDED_USE = "research use only, not a medical device"
+LARGEST = 32 << 20  # bytes of bundle.json; domain statistics are its largest part
+REMEDY = "get the bundle again from whoever made it, or write it anew with `sonobreast export`"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Part(BaseModel):
+    """A group of values that no code changes; unknown keys are passed over, so that later versions may add some."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class File(Part):
+    """Digest and size of a file of the bundle."""
+
+    sha256: Digest
+    bytes: int = Field(ge=0)
+
+
+class MemberCard(Part):
+    """One run of the bundle.
+
+    Attributes
+    ----------
+    run, architecture : str
+    features : int
+        Its share of the output ``features``, in the order of the members.
+    feature_kind : {"stages", "pooled"}
+        Means of the last map of each scale, or the pooled vector that the head sees.
+    flips : bool
+        Mirror images are averaged inside the graph.
+    segments : bool
+    no_map : str
+        Why it has no Grad-CAM; empty where it has one.
+    weights, licence : str
+        Origin and licence of its pre-trained weights.
+    """
+
+    run: str
+    architecture: str
+    features: int = Field(ge=1)
+    feature_kind: Literal["stages", "pooled"]
+    flips: bool
+    segments: bool
+    no_map: str
+    weights: str
+    licence: str
+
+
+class Threshold(Part):
+    """An operating point, frozen on validation images.
+
+    Attributes
+    ----------
+    value : float
+        An image is called malignant when its calibrated probability of malignancy is at or above it.
+    sensitivity : float
+        Aimed at.
+    cancers, images : int
+        Validation images it was chosen on.
+    """
+
+    name: str
+    value: Share
+    sensitivity: Share
+    cancers: int = Field(ge=0)
+    images: int = Field(ge=0)
+
+
+class Rule(Part):
+    """How probabilities become decisions, frozen in the study; it takes the place of ``About.thresholds``.
+
+    Attributes
+    ----------
+    classes : list of str
+        Those of the bundle.
+    temperature : float
+        Calibrated probabilities are softmax(log p / temperature) (Guo 2017, section 4.2).
+    thresholds : dict of str to float
+        Name of an operating point -> threshold on the calibrated probability of malignancy. The first one decides.
+    alpha : float
+    quantiles : dict of str to (float or None)
+        Class-conditional conformal sets: a class is in the set when 1 minus its probability *before* the temperature
+        is at most its quantile; None: always in, because too few calibration cases are known.
+    """
+
+    classes: list[str]
+    temperature: float = Field(gt=0.0, le=1000.0)
+    thresholds: dict[str, Share]
+    alpha: float = Field(gt=0.0, lt=1.0)
+    quantiles: dict[str, Share | None]
+
+
+class Parity(Part):
+    """Largest difference in probability between the graph and PyTorch, on how many and which images."""
+
+    images: int = Field(ge=1)
+    simulated: bool
+    largest_difference: float = Field(ge=0.0)
+    tolerance: float = Field(gt=0.0)
+
+
+class About(Part):
+    """The content of ``bundle.json``.
+
+    Attributes
+    ----------
+    schema_version : int
+    sonobreast : str
+        Version that wrote it.
+    title : str
+        Configuration, such as ``joint:MobileNetV2 + AdamW``.
+    intended_use : str
+    classes : tuple of str
+        In the order of the logits.
+    members : tuple of MemberCard
+    preprocess : Preprocess
+        From a decoded image to the input of the graph. Scaling is ``unit``: what a member wants beyond pixel values in
+        [0, 1] is inside the graph.
+    requirements : tuple of str
+        Libraries beyond the serving install that the preprocessing needs.
+    outputs : tuple of str
+        Of the graph: ``logits``, ``features``, and where there are any ``cam`` and ``mask``.
+    opset : int
+    mask_threshold : float or None
+        A pixel is lesion at or above it; None where nothing segments.
+    thresholds : list of Threshold
+        On the probabilities as the graph gives them; the first one decides where there is no ``decision_rule``.
+    decision_rule : dict or None
+        What `Rule` reads, and what else is known of it. None: probabilities are not calibrated, and there are no
+        conformal sets.
+    domain : dict or None
+        Statistics of the training domain; None: none are known.
+    training : dict
+        Fingerprint of the training data, images, data sets.
+    metrics : dict or None
+        Of the configuration's test images, with intervals, as in the study's ``metrics.json``.
+    licences : dict
+        Of code, weights and data.
+    parity : Parity
+    files : dict
+        Name in the bundle -> digest and size; ``bundle.json`` and its own digest excepted.
+    """
+
+    schema_version: int
+    sonobreast: str
+    title: str
+    intended_use: Literal["research use only, not a medical device"]
+    classes: Annotated[list[str], Field(min_length=2, max_length=1000)]
+    members: Annotated[list[MemberCard], Field(min_length=1, max_length=1000)]
+    preprocess: Preprocess
+    requirements: list[Literal["scipy"]]
+    outputs: list[Literal["logits", "features", "cam", "mask"]]
+    opset: int
+    mask_threshold: Share | None
+    thresholds: list[Threshold]
+    decision_rule: dict[str, Any] | None
+    domain: dict[str, Any] | None
+    training: dict[str, Any]
+    metrics: dict[str, Any] | None
+    licences: dict[str, Any]
+    parity: Parity
+    files: dict[str, File]
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, File]) -> dict[str, File]:
+        for name in files:
+            if not _NAME.fullmatch(name) or name == ABOUT:
+                raise ValueError(f"{name[:80]!r} is no name of a file inside a bundle")
+        if MODEL not in files:
+            raise ValueError(f"{MODEL} is missing")
+        return files
+
+    @model_validator(mode="after")
+    def _agrees(self) -> About:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have the same name")
+        if self.outputs[:2] != ["logits", "features"] or len(set(self.outputs)) != len(self.outputs):
+            raise ValueError("outputs begin with logits and features, and each stands there once")
+        if self.preprocess.scaling != "unit":
+            raise ValueError("preprocess.scaling is unit in a bundle: the rest is inside the graph")
+        if ("mask" in self.outputs) != (self.mask_threshold is not None):
+            raise ValueError("mask_threshold belongs to an output mask")
+        rule = self.rule
+        if rule is not None and (rule.classes != self.classes or set(rule.quantiles) != set(self.classes)):
+            raise ValueError("decision_rule is of other classes")
+        return self
+
+    @property
+    def rule(self) -> Rule | None:
+        """``decision_rule``, read."""
+        return None if self.decision_rule is None else Rule.model_validate(self.decision_rule)
+
+
+def read_about(file: Path) -> tuple[About, bytes]:
+    """Read ``bundle.json``; also its bytes, for their digest.
+
+    Raises
+    ------
+    SonobreastError
+        If it is missing, too large, no JSON, of a newer version, or not what a bundle says of itself.
+    """
+    try:
+        if file.is_symlink() or not file.is_file():
+            raise SonobreastError("this is no bundle: its bundle.json is missing", file=file.parent, remedy=REMEDY)
+        if file.stat().st_size > LARGEST:
+            raise SonobreastError(f"larger than {LARGEST >> 20} MiB", file=file, remedy=REMEDY)
+        content = file.read_bytes()
+        value = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except OSError as error:
+        raise SonobreastError(f"cannot be read ({error.strerror})", file=file, remedy=REMEDY) from error
+    except (ValueError, RecursionError) as error:
+        raise SonobreastError(f"not readable ({str(error)[:200]})", file=file, remedy=REMEDY) from error
+    check_version(value.get("schema_version"), file)
+    try:
+        # JSON has lists where settings have tuples, and whole numbers where settings have fractions.
+        if isinstance(value.get("preprocess"), dict):
+            value["preprocess"] = Preprocess.model_validate(value["preprocess"])
+        return About.model_validate(value), content
+    except (ValidationError, RecursionError) as error:
+        raise SonobreastError(f"not what a bundle says of itself: {_first(error)}", file=file, remedy=REMEDY) from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _first(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)[:200]
+    found = error.errors(include_url=False, include_input=False)[0]
+    text = f"{'.'.join(map(str, found['loc']))[:120]}: {found['msg'][:200]}"
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,428 @@
+"""Finished runs to a bundle: one ONNX graph, compared with PyTorch before anything is written. Needs PyTorch.
+
+The exporter is ``torch.onnx.export(dynamo=True)``: the older one, by TorchScript, knows no ``logaddexp``, and is on its
+way out. Weights stand in the file itself. What scikit-learn fitted has no graph and is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from sonobreast import __version__
+from sonobreast.config import Recipe
+from sonobreast.data.catalogue import DATA_SETS
+from sonobreast.data.phantom import simulate
+from sonobreast.data.preprocess import decode, prepare, quiet, scale, scaling_constants
+from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.external import SENSITIVITY, averaged, threshold_for_sensitivity
+from sonobreast.evaluation.predictions import configuration_title, read_predictions
+from sonobreast.models.classical import EstimatorHead
+from sonobreast.models.joint import JointHead
+from sonobreast.records import SCHEMA_VERSION, read_json, read_table
+from sonobreast.serving import bundle as bundles
+from sonobreast.serving.about import INTENDED_USE, MODEL, About
+from sonobreast.serving.bundle import Bundle
+from sonobreast.serving.onnx_file import inspect
+from sonobreast.serving.predictor import INPUT, open_session, softmax
+from sonobreast.training.fit import TrainedNetwork, load_run, read_config
+from sonobreast.training.graph import Member, Together, together
+
+OPSET = 18
+PARITY_IMAGES = 200
+_SIMULATED_IMAGES = 24
+_BATCH = 8
+_SELF_TEST = 1  # index of the simulated image
+Progress = Callable[[str, int, int], None]
+Pixels = list[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes
+    ----------
+    bundle : Bundle
+    no_map : dict of str to str
+        Run -> why it has no Grad-CAM.
+    """
+
+    bundle: Bundle
+    no_map: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    config: Mapping[str, Any]
+    network: TrainedNetwork
+    recipe: Recipe
+    classes: tuple[str, ...]
+
+
+def export(
+    runs: Sequence[Path], out: Path, *, parity_images: int = PARITY_IMAGES, progress: Progress | None = None
+) -> Exported:
+    """Write a bundle of one run, or of several as one ensemble.
+
+    Parameters
+    ----------
+    runs : sequence of Path
+        Run folders (`sonobreast.inspection.evaluate.find_runs`), at least one.
+    out : Path
+        Folder of the bundle; must not exist, or be empty.
+    parity_images : int
+        On how many images the graph is compared with PyTorch: those of the study where they are at hand, else fewer
+        simulated ones, and the bundle says which.
+    progress : callable or None
+        Told the stage, what is done, and of how many.
+
+    Raises
+    ------
+    SonobreastError
+        If a run cannot be loaded or has no graph; if the runs differ in classes or preprocessing; if the graph's
+        probabilities differ from PyTorch's by more than 1e-3; if the bundle cannot be written.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    bundles.refuse_taken(out)
+    members = [_loaded(run) for run in runs]
+    _refuse_different(members)
+    recipe = members[0].recipe
+    whole = together([(m.network, m.recipe) for m in members])
+    tell("writing the graph", 0, 0)
+    content = onnx_bytes(whole, recipe.preprocess.size)
+    opset = inspect(content, MODEL).opset
+    about = _about(members, whole, opset)
+    images, simulated = _parity_images(members, parity_images, tell)
+    difference = _difference(content, about, members, images, tell)
+    if not difference <= bundles.TOLERANCE:
+        raise SonobreastError(
+            f"the graph differs from PyTorch by {difference:.2g} in probability, more than {bundles.TOLERANCE}",
+            file=runs[0],
+            remedy="report it with the architecture's name: no bundle was written",
+        )
+    about["parity"] = {
+        "images": len(images),
+        "simulated": simulated,
+        "largest_difference": difference,
+        "tolerance": bundles.TOLERANCE,
+    }
+    picture, expected = _self_test(members)
+    files = {
+        MODEL: content,
+        bundles.SELF_TEST_IMAGE: picture,
+        bundles.SELF_TEST_EXPECTED: expected,
+        bundles.MODEL_CARD: model_card(about).encode(),
+    }
+    written = bundles.write_bundle(out, about, files)
+    bundles.check(out)
+    no_map = {m.folder.name: t.no_map for m, t in zip(members, whole.cards, strict=True) if t.no_map}
+    return Exported(written, no_map)
+
+
+def onnx_bytes(whole: Together, size: int) -> bytes:
+    """The graph with its weights as the bytes of one ONNX file; the number of images is free.
+
+    Raises
+    ------
+    SonobreastError
+        If the exporter cannot take the network.
+    """
+    example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with _hushed(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / MODEL
+        try:
+            torch.onnx.export(
+                whole,
+                (example,),
+                file,
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=whole.outputs,
+                dynamic_shapes=({0: torch.export.Dim("images")},),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter hands on whatever a network's own code brings
+            raise SonobreastError(
+                f"PyTorch cannot write this network as ONNX ({str(error).strip().splitlines()[0][:200]})",
+                remedy="export another network; `sonobreast models` says which can be exported",
+            ) from error
+        return file.read_bytes()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """The exporter's advice is about its own code."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    before = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _loaded(folder: Path) -> _Run:
+    config = read_config(folder)
+    network, recipe, classes = load_run(folder)
+    if isinstance(network.head, EstimatorHead):
+        raise SonobreastError(
+            f"{config['run']['architecture']} is fitted by scikit-learn on features: it has no graph that could be "
+            "exported",
+            file=folder,
+            remedy="export a run of a network; use this one with `sonobreast evaluate`",
+        )
+    return _Run(folder, config, network, recipe, classes)
+
+
+def _refuse_different(members: Sequence[_Run]) -> None:
+    first = members[0]
+    settings = first.recipe.preprocess.model_copy(update={"scaling": "unit"})
+    for one in members[1:]:
+        if one.classes != first.classes:
+            what = f"the classes are {', '.join(one.classes)}, those of {first.folder.name} {', '.join(first.classes)}"
+        elif one.recipe.preprocess.model_copy(update={"scaling": "unit"}) != settings:
+            what = f"the images are prepared in another way than for {first.folder.name} (preprocess, scaling aside)"
+        else:
+            continue
+        raise SonobreastError(what, file=one.folder, remedy="give runs of one study")
+
+
+def _about(members: Sequence[_Run], whole: Together, opset: int) -> dict[str, Any]:
+    """`About` without files and parity."""
+    first = members[0]
+    segmenting = [m for m in members if isinstance(m.network.head, JointHead)]
+    settings = first.recipe.preprocess.model_copy(update={"scaling": "unit"})
+    study = first.folder.parent.parent
+    configurations = sorted(
+        {configuration_title(m.config["run"]["architecture"], m.config["run"]["optimizer"]) for m in members}
+    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "sonobreast": __version__,
+        "title": ", ".join(configurations),
+        "intended_use": INTENDED_USE,
+        "classes": list(first.classes),
+        "members": [_member(m, t) for m, t in zip(members, whole.cards, strict=True)],
+        "preprocess": settings.model_dump(mode="json"),
+        "requirements": ["scipy"] if settings.inpaint_marks else [],
+        "outputs": list(whole.outputs),
+        "opset": opset,
+        "mask_threshold": segmenting[0].recipe.segmentation.threshold if segmenting else None,
+        "thresholds": _thresholds(members),
+        "decision_rule": None,
+        "domain": None,
+        "training": {
+            "fingerprints": sorted({str(m.config.get("data_fingerprint", "")) for m in members}),
+            **_data(study),
+        },
+        "metrics": _metrics(members),
+        "licences": {
+            "code": "Apache-2.0",
+            "weights": sorted({str(m.network.backbone.coverage.licence) for m in members}),
+            "data": {name: DATA_SETS[name].licence for name in _data(study)["sources"] if name in DATA_SETS},
+        },
+    }
+
+
+def _member(run: _Run, member: Member) -> dict[str, Any]:
+    coverage = run.network.backbone.coverage
+    return {
+        "run": run.folder.name,
+        "architecture": str(run.config["run"]["architecture"]),
+        "features": member.features,
+        "feature_kind": "stages" if member.levels else "pooled",
+        "flips": run.network.flips,
+        "segments": isinstance(run.network.head, JointHead),
+        "no_map": member.no_map,
+        "weights": coverage.sentence() + (f" ({coverage.origin})" if coverage.origin else ""),
+        "licence": coverage.licence,
+    }
+
+
+def _thresholds(members: Sequence[_Run]) -> list[dict[str, Any]]:
+    """The operating point on the validation images of all members, each image as the members see it that did not
+    train on it; empty where no class is malignant or no validation image shows a cancer.
+    """
+    if "malignant" not in members[0].classes:
+        return []
+    table = pd.concat([read_predictions(m.folder / "predictions.csv") for m in members])
+    validation = table[table["subset"] == "validation"]
+    cancers = int((averaged(validation)["label"] == "malignant").sum()) if len(validation) else 0
+    if not cancers:
+        return []
+    images = averaged(validation)
+    value = threshold_for_sensitivity(
+        images["p_malignant"].to_numpy(float), (images["label"] == "malignant").to_numpy(), SENSITIVITY
+    )
+    point = {"value": min(1.0, value), "sensitivity": SENSITIVITY, "cancers": cancers, "images": len(images)}
+    return [{"name": f"sensitivity {SENSITIVITY}", **point}]
+
+
+def _data(study: Path) -> dict[str, Any]:
+    """What the study's manifest says of its images."""
+    file = study / "manifest.csv"
+    if not file.is_file():
+        return {"images": None, "classes": {}, "sources": []}
+    rows = read_table(file, ("image", "label", "source"))
+    labels = [r["label"] for r in rows]
+    return {
+        "images": len(rows),
+        "classes": {c: labels.count(c) for c in sorted(set(labels))},
+        "sources": sorted({r["source"] for r in rows}),
+    }
+
+
+def _metrics(members: Sequence[_Run]) -> dict[str, Any] | None:
+    """Figures of the configuration in its study: of its runs one by one on their test images, not of the ensemble."""
+    study = members[0].folder.parent.parent
+    same = {(str(m.config["run"]["architecture"]), str(m.config["run"]["optimizer"]), m.folder.parent) for m in members}
+    if len(same) != 1 or not (study / "metrics.json").is_file():
+        return None
+    architecture, optimizer, _ = next(iter(same))
+    content = read_json(study / "metrics.json")
+    for one in content.get("configurations", []):
+        if (one.get("architecture"), one.get("optimizer")) == (architecture, optimizer):
+            return {
+                "of": f"{one['runs']} run(s), each on its own test images; the bundle holds {len(members)} of them",
+                "images": one["n"],
+                "groups": one["groups"],
+                "intervals": one["metrics"],
+            }
+    return None
+
+
+def _parity_images(members: Sequence[_Run], wanted: int, tell: Progress) -> tuple[Pixels, bool]:
+    """Prepared images, evenly spread over the study's; simulated ones where the study's are not at hand."""
+    settings = members[0].recipe.preprocess
+    file = members[0].folder.parent.parent / "manifest.csv"
+    paths: list[Path] = []
+    if file.is_file():
+        rows = read_table(file, ("image", "root"))
+        every = [file.parent / r["root"] / r["image"] for r in rows]
+        paths = (
+            [every[i] for i in np.unique(np.linspace(0, len(every) - 1, wanted).round().astype(int))] if every else []
+        )
+    if paths and all(p.is_file() for p in paths):
+        found: Pixels = []
+        with quiet():
+            for done, path in enumerate(paths, start=1):
+                found.append(prepare(decode(path), settings))
+                tell("reading images to compare", done, len(paths))
+        return found, all(r["source"] == "phantom" for r in read_table(file, ("source",)))
+    n = min(wanted, _SIMULATED_IMAGES)
+    grey = (simulate(i, seed=0).image for i in range(n))
+    return [prepare(np.repeat(g[:, :, None], 3, axis=2), settings) for g in grey], True
+
+
+def _difference(
+    content: bytes, about: Mapping[str, Any], members: Sequence[_Run], images: Pixels, tell: Progress
+) -> float:
+    """Largest difference in probability between the graph and the runs as PyTorch runs them."""
+    # A stand-in for the bundle that is not there yet: sessions are opened by what it says
+    waiting = About.model_construct(**about)
+    session = open_session(content, Bundle(Path(), waiting, ""))
+    largest = 0.0
+    for start in range(0, len(images), _BATCH):
+        batch = np.stack(images[start : start + _BATCH])
+        [logits] = session.run(["logits"], {INPUT: scale(batch, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))})
+        gap = float(np.abs(softmax(logits) - probabilities(members, batch)).max())
+        largest = max(largest, gap if np.isfinite(gap) else float("inf"))
+        tell("comparing with PyTorch", min(start + _BATCH, len(images)), len(images))
+    return largest
+
+
+@torch.inference_mode()
+def probabilities(members: Sequence[_Run], batch: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean probabilities (n, C) of prepared images (n, S, S, 3), as `sonobreast.inspection.predict` has them."""
+    total = np.zeros((len(batch), len(members[0].classes)))
+    for m in members:
+        mean, std = scaling_constants(m.recipe.preprocess.scaling, m.network.backbone.mean, m.network.backbone.std)
+        total += m.network(torch.from_numpy(scale(batch, mean, std))).softmax(dim=1).double().numpy()
+    return total / len(members)
+
+
+def _self_test(members: Sequence[_Run]) -> tuple[bytes, bytes]:
+    """A simulated image as PNG, and what PyTorch says of it."""
+    phantom = simulate(_SELF_TEST, seed=0)
+    picture = io.BytesIO()
+    Image.fromarray(phantom.image).save(picture, format="PNG")
+    pixels = prepare(decode(picture.getvalue()), members[0].recipe.preprocess)
+    probability = probabilities(members, pixels[None])[0]
+    expected = {
+        "schema_version": SCHEMA_VERSION,
+        "image": "simulated; no patient",
+        "probability": {c: float(p) for c, p in zip(members[0].classes, probability, strict=True)},
+    }
+    return picture.getvalue(), (json.dumps(expected, indent=1) + "\n").encode()
+
+
+def model_card(about: Mapping[str, Any]) -> str:
+    """A short model card in Markdown: what `bundle.json` says, for people."""
+    metrics = about["metrics"]
+    lines = [
+        "---",
+        "license: other",
+        "tags: [breast-ultrasound, onnx]",
+        "---",
+        f"# {about['title']}",
+        "",
+        f"**{INTENDED_USE[0].upper()}{INTENDED_USE[1:]}.** Written by sonobreast {about['sonobreast']}.",
+        "",
+        f"- Classes: {', '.join(about['classes'])}",
+        f"- Networks: {len(about['members'])} ({', '.join(sorted({m['architecture'] for m in about['members']}))})",
+        *(f"- Weights: {w}" for w in sorted({m["weights"] for m in about["members"]})),
+        f"- Training data: {_sources(about['training'])}",
+        f"- Licences: code {about['licences']['code']}; weights {', '.join(about['licences']['weights']) or 'unknown'}",
+        *(f"- Licence of the data {name}: {text}" for name, text in about["licences"]["data"].items()),
+        *(
+            f"- Operating point: {t['name']}: {t['value']:.4g} ({t['cancers']} cancers among {t['images']} images)"
+            for t in about["thresholds"]
+        ),
+        *(f"- {m['run']}: no Grad-CAM; {m['no_map']}" for m in about["members"] if m["no_map"]),
+        "",
+        "## Figures",
+        "",
+    ]
+    if metrics is None:
+        lines.append("Unknown: the study's figures were not at hand.")
+    else:
+        lines += [f"On {metrics['images']} test images in {metrics['groups']} groups; {metrics['of']}.", ""]
+        lines += ["| metric | estimate | 95 % interval |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {_figure(m.get('estimate'))} | {_figure(m.get('low'))} to {_figure(m.get('high'))} |"
+            for name, m in metrics["intervals"].items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _sources(training: Mapping[str, Any]) -> str:
+    if training["images"] is None:
+        return "unknown"
+    counts = ", ".join(f"{n} {c}" for c, n in training["classes"].items())
+    return f"{training['images']} images ({counts}) of {', '.join(training['sources'])}"
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
