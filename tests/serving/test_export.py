@@ -175,7 +175,7 @@ def test_a_graph_that_says_something_else_is_not_written(
 ) -> None:
     monkeypatch.setattr(exports, "onnx_bytes", lambda *_: (single.folder / "model.onnx").read_bytes())
     real = exports.probabilities
-    monkeypatch.setattr(exports, "probabilities", lambda m, b: real(m, b) + np.array([0.002, -0.002, 0.0]))
+    monkeypatch.setattr(exports, "probabilities", lambda m, w, b: real(m, w, b) + np.array([0.002, -0.002, 0.0]))
     with pytest.raises(SonobreastError, match="differs from PyTorch"):
         export(find_runs([study[0]], "test_resnet-adam")[:1], tmp_path / "b")
     assert not list(tmp_path.iterdir())

@@ -22,7 +22,8 @@ from sonobreast.serving.readers import Limits, read
 
 @pytest.fixture(scope="module")
 def predictor(ensemble: Bundle) -> Predictor:
-    return load_predictor(ensemble)
+    """Without rule and domain; `test_frozen` has those."""
+    return replace(changed(load_predictor(ensemble), decision_rule=None), domain=None)
 
 
 def changed(predictor: Predictor, **about: object) -> Predictor:

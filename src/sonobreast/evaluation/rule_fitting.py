@@ -46,7 +46,7 @@ from sonobreast.evaluation.decision_rule import (
 )
 from sonobreast.evaluation.decisions import SENSITIVITIES, cancers_needed, threshold_for_sensitivity
 from sonobreast.evaluation.metrics import Floats, Ints, Scored, group_codes
-from sonobreast.evaluation.predictions import Repeats, classes_of, configurations, scored_table
+from sonobreast.evaluation.predictions import KEYS, Repeats, classes_of, configurations, scored_table
 from sonobreast.evaluation.recalibration import TEMPERATURE_NEEDS, fit_temperature
 
 
@@ -73,6 +73,38 @@ def mean_of_runs(table: pd.DataFrame) -> tuple[Scored, tuple[str, ...], Any]:
         )
     one = by.agg({"label": "first", "group": "first", **dict.fromkeys(columns, "mean")}).reset_index()
     return scored_table(one), tuple(one["image"]), one["group"].to_numpy()
+
+
+def shipped_together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The predictions of runs that are shipped as one mean, as those of one configuration.
+
+    In each fold the configurations count alike, and of each its seeds (`sonobreast.inspection.predict.shares`), so an
+    ensemble's rows are what the study's ensemble says.
+
+    Parameters
+    ----------
+    tables : sequence of DataFrame
+        ``predictions.csv`` of each run.
+
+    Returns
+    -------
+    DataFrame
+        One row for each repeat, fold, subset and image; ``run`` is one for each fold.
+    """
+    table = pd.concat(tables, ignore_index=True)
+    columns = [f"p_{c}" for c in classes_of(table)]
+    place = ["repeat", "fold", "subset", "image"]
+    how = {"group": "first", "label": "first", **dict.fromkeys(columns, "mean")}
+    each = table.groupby([*place, *KEYS], sort=True).agg(how).reset_index()
+    joined = each.groupby(place, sort=True).agg(how).reset_index()
+    decided = joined[columns].to_numpy(float).argmax(axis=1)
+    return joined.assign(
+        run=[f"r{r}-f{f}" for r, f in zip(joined["repeat"], joined["fold"], strict=True)],
+        architecture="shipped",
+        optimizer="none",
+        seed=0,
+        predicted=[classes_of(table)[k] for k in decided],
+    )
 
 
 def fit_rule(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sonobreast.config import Preprocess
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.domain import Domain
 from sonobreast.records import check_version
 
 ABOUT = "bundle.json"
@@ -110,6 +114,66 @@ class Rule(Part):
     quantiles: dict[str, Share | None]
 
 
+class Statistics(Part):
+    """`sonobreast.evaluation.domain.Domain` of the first member as lists: k axes of F features.
+
+    Attributes
+    ----------
+    features : str
+    mean, spread : list of float, F
+    axes : list of list of float, k times F
+    variance : list of float, k
+    threshold : float
+        A picture farther away is refused.
+    accept : float
+        Share of the validation scans that it was to accept.
+    calibrated_on : int
+        Independent groups of validation images behind the threshold.
+    """
+
+    features: str
+    mean: list[float]
+    spread: list[Annotated[float, Field(gt=0.0)]]
+    axes: list[list[float]]
+    variance: list[Annotated[float, Field(gt=0.0)]]
+    threshold: float = Field(gt=0.0)
+    accept: float = Field(gt=0.0, lt=1.0)
+    calibrated_on: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Statistics:
+        if len({len(self.mean), len(self.spread), *map(len, self.axes)}) != 1 or len(self.axes) != len(self.variance):
+            raise ValueError("mean, spread, axes and variance do not fit one another")
+        return self
+
+    def domain(self) -> Domain:
+        """The statistics as arrays."""
+        mean, spread, axes, variance = (
+            np.asarray(v, np.float32) for v in (self.mean, self.spread, self.axes, self.variance)
+        )
+        return Domain(self.features, mean, spread, axes, variance, self.threshold, self.accept, self.calibrated_on)
+
+
+def domain_statistics(domain: Domain) -> dict[str, Any] | None:
+    """What `Statistics` reads; None where no threshold could be set."""
+    if not math.isfinite(domain.threshold) or domain.threshold <= 0:
+        return None
+    return {
+        "features": domain.features,
+        **{k: _listed(getattr(domain, k)) for k in ("mean", "spread", "axes", "variance")},
+        "threshold": domain.threshold,
+        "accept": domain.accept,
+        "calibrated_on": domain.calibrated_on,
+    }
+
+
+def _listed(values: NDArray[np.float32]) -> Any:
+    """Nested lists of numbers that are the same single-precision numbers when they are read, in few letters."""
+    if values.ndim > 1:
+        return [_listed(row) for row in values]
+    return [float(str(v)) for v in values]
+
+
 class Parity(Part):
     """Largest difference in probability between the graph and PyTorch, on how many and which images."""
 
@@ -149,7 +213,7 @@ class About(Part):
         What `Rule` reads, and what else is known of it. None: probabilities are not calibrated, and there are no
         conformal sets.
     domain : dict or None
-        Statistics of the training domain; None: none are known.
+        `Statistics` of the first member's training images; None: none are known.
     training : dict
         Fingerprint of the training data, images, data sets.
     metrics : dict or None
@@ -204,12 +268,20 @@ class About(Part):
         rule = self.rule
         if rule is not None and (rule.classes != self.classes or set(rule.quantiles) != set(self.classes)):
             raise ValueError("decision_rule is of other classes")
+        known = self.statistics
+        if known is not None and len(known.mean) != self.members[0].features:
+            raise ValueError("domain is of other features than the first member's")
         return self
 
     @property
     def rule(self) -> Rule | None:
         """``decision_rule``, read."""
         return None if self.decision_rule is None else Rule.model_validate(self.decision_rule)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """``domain``, read."""
+        return None if self.domain is None else Statistics.model_validate(self.domain)
 
 
 def read_about(file: Path) -> tuple[About, bytes]:

@@ -25,17 +25,23 @@ from PIL import Image
 
 from sonobreast import __version__
 from sonobreast.config import Recipe
+from sonobreast.data import manifest as manifests
 from sonobreast.data.catalogue import DATA_SETS
 from sonobreast.data.phantom import simulate
 from sonobreast.data.preprocess import decode, prepare, quiet, scale, scaling_constants
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.ensemble import KEY as ENSEMBLE_KEY
 from sonobreast.evaluation.external import SENSITIVITY, averaged, threshold_for_sensitivity
+from sonobreast.evaluation.model_card import model_card as study_card
 from sonobreast.evaluation.predictions import configuration_title, read_predictions
+from sonobreast.evaluation.rule_fitting import fit_rule, shipped_together
+from sonobreast.inspection.domain import training_domains
+from sonobreast.inspection.predict import shares
 from sonobreast.models.classical import EstimatorHead
 from sonobreast.models.joint import JointHead
 from sonobreast.records import SCHEMA_VERSION, read_json, read_table
 from sonobreast.serving import bundle as bundles
-from sonobreast.serving.about import INTENDED_USE, MODEL, About
+from sonobreast.serving.about import INTENDED_USE, MODEL, About, domain_statistics
 from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.onnx_file import inspect
 from sonobreast.serving.predictor import INPUT, open_session, softmax
@@ -103,13 +109,15 @@ def export(
     members = [_loaded(run) for run in runs]
     _refuse_different(members)
     recipe = members[0].recipe
-    whole = together([(m.network, m.recipe) for m in members])
+    weights = shares(runs)
+    whole = together([(m.network, m.recipe) for m in members], weights.tolist())
     tell("writing the graph", 0, 0)
     content = onnx_bytes(whole, recipe.preprocess.size)
     opset = inspect(content, MODEL).opset
     about = _about(members, whole, opset)
+    about["domain"] = _domain(members[0], whole.cards[0], tell)
     images, simulated = _parity_images(members, parity_images, tell)
-    difference = _difference(content, about, members, images, tell)
+    difference = _difference(content, about, members, weights, images, tell)
     if not difference <= bundles.TOLERANCE:
         raise SonobreastError(
             f"the graph differs from PyTorch by {difference:.2g} in probability, more than {bundles.TOLERANCE}",
@@ -122,12 +130,12 @@ def export(
         "largest_difference": difference,
         "tolerance": bundles.TOLERANCE,
     }
-    picture, expected = _self_test(members)
+    picture, expected = _self_test(members, weights)
     files = {
         MODEL: content,
         bundles.SELF_TEST_IMAGE: picture,
         bundles.SELF_TEST_EXPECTED: expected,
-        bundles.MODEL_CARD: model_card(about).encode(),
+        bundles.MODEL_CARD: _card(members, about).encode(),
     }
     written = bundles.write_bundle(out, about, files)
     bundles.check(out)
@@ -231,7 +239,7 @@ def _about(members: Sequence[_Run], whole: Together, opset: int) -> dict[str, An
         "opset": opset,
         "mask_threshold": segmenting[0].recipe.segmentation.threshold if segmenting else None,
         "thresholds": _thresholds(members),
-        "decision_rule": None,
+        "decision_rule": _rule(members),
         "domain": None,
         "training": {
             "fingerprints": sorted({str(m.config.get("data_fingerprint", "")) for m in members}),
@@ -280,6 +288,48 @@ def _thresholds(members: Sequence[_Run]) -> list[dict[str, Any]]:
     return [{"name": f"sensitivity {SENSITIVITY}", **point}]
 
 
+def _rule(members: Sequence[_Run]) -> dict[str, Any] | None:
+    """Temperature, thresholds and conformal quantiles of the shipped mean, with the coverage seen; None where the runs
+    tested too few images for one.
+    """
+    table = shipped_together([read_predictions(m.folder / "predictions.csv") for m in members])
+    try:
+        rule, coverage = fit_rule(table)
+    except SonobreastError:
+        return None
+    return {**rule.as_dict(), "runs": len(members), "coverage": coverage}
+
+
+def _domain(run: _Run, member: Member, tell: Progress) -> dict[str, Any] | None:
+    """Statistics of the first run's training images, with a threshold from its validation images.
+
+    None where the study's images are not at hand. Its features are the first of the graph's output ``features``.
+    """
+    table = run.folder.parent.parent / "manifest.csv"
+    if not table.is_file():
+        return None
+    rows = read_table(table, ("image", "root"))
+    if not all((table.parent / r["root"] / r["image"]).is_file() for r in rows):
+        return None
+    found = manifests.build(table, progress=lambda done, total: tell("reading the study's images", done, total))
+    domains, _, _ = training_domains(run.folder, found, progress=tell)
+    domain = domains.get("stages" if member.levels else "pooled")
+    if domain is None or len(domain.mean) != member.features:
+        return None
+    return domain_statistics(domain)
+
+
+def _card(members: Sequence[_Run], about: Mapping[str, Any]) -> str:
+    """The study's model card for the configuration that is shipped, or a short one where the study is not at hand."""
+    study = members[0].folder.parent.parent
+    keys = {(str(m.config["run"]["architecture"]), str(m.config["run"]["optimizer"])) for m in members}
+    key = next(iter(keys)) if len(keys) == 1 else ENSEMBLE_KEY
+    try:
+        return study_card(study, key) + "\n## In this bundle\n\n" + _in_short(about)
+    except SonobreastError:
+        return model_card(about)
+
+
 def _data(study: Path) -> dict[str, Any]:
     """What the study's manifest says of its images."""
     file = study / "manifest.csv"
@@ -297,10 +347,10 @@ def _data(study: Path) -> dict[str, Any]:
 def _metrics(members: Sequence[_Run]) -> dict[str, Any] | None:
     """Figures of the configuration in its study: of its runs one by one on their test images, not of the ensemble."""
     study = members[0].folder.parent.parent
-    same = {(str(m.config["run"]["architecture"]), str(m.config["run"]["optimizer"]), m.folder.parent) for m in members}
-    if len(same) != 1 or not (study / "metrics.json").is_file():
+    keys = {(str(m.config["run"]["architecture"]), str(m.config["run"]["optimizer"])) for m in members}
+    if len({m.folder.parent for m in members}) != 1 or not (study / "metrics.json").is_file():
         return None
-    architecture, optimizer, _ = next(iter(same))
+    architecture, optimizer = next(iter(keys)) if len(keys) == 1 else ENSEMBLE_KEY
     content = read_json(study / "metrics.json")
     for one in content.get("configurations", []):
         if (one.get("architecture"), one.get("optimizer")) == (architecture, optimizer):
@@ -337,7 +387,12 @@ def _parity_images(members: Sequence[_Run], wanted: int, tell: Progress) -> tupl
 
 
 def _difference(
-    content: bytes, about: Mapping[str, Any], members: Sequence[_Run], images: Pixels, tell: Progress
+    content: bytes,
+    about: Mapping[str, Any],
+    members: Sequence[_Run],
+    weights: NDArray[np.float64],
+    images: Pixels,
+    tell: Progress,
 ) -> float:
     """Largest difference in probability between the graph and the runs as PyTorch runs them."""
     # A stand-in for the bundle that is not there yet: sessions are opened by what it says
@@ -347,29 +402,31 @@ def _difference(
     for start in range(0, len(images), _BATCH):
         batch = np.stack(images[start : start + _BATCH])
         [logits] = session.run(["logits"], {INPUT: scale(batch, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))})
-        gap = float(np.abs(softmax(logits) - probabilities(members, batch)).max())
+        gap = float(np.abs(softmax(logits) - probabilities(members, weights, batch)).max())
         largest = max(largest, gap if np.isfinite(gap) else float("inf"))
         tell("comparing with PyTorch", min(start + _BATCH, len(images)), len(images))
     return largest
 
 
 @torch.inference_mode()
-def probabilities(members: Sequence[_Run], batch: NDArray[np.uint8]) -> NDArray[np.float64]:
+def probabilities(
+    members: Sequence[_Run], weights: NDArray[np.float64], batch: NDArray[np.uint8]
+) -> NDArray[np.float64]:
     """Mean probabilities (n, C) of prepared images (n, S, S, 3), as `sonobreast.inspection.predict` has them."""
     total = np.zeros((len(batch), len(members[0].classes)))
-    for m in members:
+    for m, weight in zip(members, weights, strict=True):
         mean, std = scaling_constants(m.recipe.preprocess.scaling, m.network.backbone.mean, m.network.backbone.std)
-        total += m.network(torch.from_numpy(scale(batch, mean, std))).softmax(dim=1).double().numpy()
-    return total / len(members)
+        total += weight * m.network(torch.from_numpy(scale(batch, mean, std))).softmax(dim=1).double().numpy()
+    return total
 
 
-def _self_test(members: Sequence[_Run]) -> tuple[bytes, bytes]:
+def _self_test(members: Sequence[_Run], weights: NDArray[np.float64]) -> tuple[bytes, bytes]:
     """A simulated image as PNG, and what PyTorch says of it."""
     phantom = simulate(_SELF_TEST, seed=0)
     picture = io.BytesIO()
     Image.fromarray(phantom.image).save(picture, format="PNG")
     pixels = prepare(decode(picture.getvalue()), members[0].recipe.preprocess)
-    probability = probabilities(members, pixels[None])[0]
+    probability = probabilities(members, weights, pixels[None])[0]
     expected = {
         "schema_version": SCHEMA_VERSION,
         "image": "simulated; no patient",
@@ -380,7 +437,6 @@ def _self_test(members: Sequence[_Run]) -> tuple[bytes, bytes]:
 
 def model_card(about: Mapping[str, Any]) -> str:
     """A short model card in Markdown: what `bundle.json` says, for people."""
-    metrics = about["metrics"]
     lines = [
         "---",
         "license: other",
@@ -388,6 +444,15 @@ def model_card(about: Mapping[str, Any]) -> str:
         "---",
         f"# {about['title']}",
         "",
+        _in_short(about),
+    ]
+    return "\n".join(lines)
+
+
+def _in_short(about: Mapping[str, Any]) -> str:
+    """What `bundle.json` says, as Markdown."""
+    metrics = about["metrics"]
+    lines = [
         f"**{INTENDED_USE[0].upper()}{INTENDED_USE[1:]}.** Written by sonobreast {about['sonobreast']}.",
         "",
         f"- Classes: {', '.join(about['classes'])}",
@@ -402,7 +467,7 @@ def model_card(about: Mapping[str, Any]) -> str:
         ),
         *(f"- {m['run']}: no Grad-CAM; {m['no_map']}" for m in about["members"] if m["no_map"]),
         "",
-        "## Figures",
+        "### Figures of the study",
         "",
     ]
     if metrics is None:

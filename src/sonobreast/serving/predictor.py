@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sonobreast.data.masks_out import to_original_size
 from sonobreast.data.preprocess import padded_box, prepare, scale
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.domain import Domain, distance
 from sonobreast.serving.about import MODEL, REMEDY, Rule
 from sonobreast.serving.bundle import Bundle, network_bytes, open_bundle
 from sonobreast.serving.lesion import Lesion, measure
@@ -47,8 +48,10 @@ class Prediction:
     conformal : tuple of str or None
         The conformal set: classes that cannot be ruled out; None where the bundle has no rule.
     domain_score : float or None
-        How unlike the training images it is; None where the bundle has no statistics.
+        How unlike the training images it is: its distance from them over the largest that is accepted, so that above 1
+        it is no picture of the kind that the network knows; None where the bundle has no statistics.
     in_domain : bool or None
+        Whether the score is at most 1.
     width, height : int
         Of the image, in pixels.
     mask : ndarray, bool, (height, width), or None
@@ -80,6 +83,7 @@ class Predictor:
 
     bundle: Bundle
     session: Any
+    domain: Domain | None = None
 
     def prepared(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A decoded image, uint8 (H, W, 3), as the networks see it: uint8 (S, S, 3)."""
@@ -154,6 +158,10 @@ class Predictor:
         malignant = None
         if threshold is not None:
             malignant = bool(probability[about.classes.index("malignant")] >= threshold)
+        score = None
+        if self.domain is not None:
+            features = outputs["features"][index : index + 1, : len(self.domain.mean)]
+            score = float(distance(self.domain, features)[0]) / self.domain.threshold
         mask = None
         if about.mask_threshold is not None:
             whole = to_original_size(outputs["mask"][index, 0], width, height, about.preprocess.aspect)
@@ -165,8 +173,8 @@ class Predictor:
             malignant=malignant,
             threshold=threshold,
             conformal=None if rule is None else conformal_set(rule, raw),
-            domain_score=None,
-            in_domain=None,
+            domain_score=score,
+            in_domain=None if score is None else score <= 1.0,
             width=width,
             height=height,
             mask=mask,
@@ -197,7 +205,8 @@ def load_predictor(bundle: Bundle | Path, *, threads: int | None = None) -> Pred
         _require(name, opened)
     content = network_bytes(opened)
     inspect(content, MODEL)
-    return Predictor(opened, open_session(content, opened, threads))
+    known = opened.about.statistics
+    return Predictor(opened, open_session(content, opened, threads), None if known is None else known.domain())
 
 
 def open_session(content: bytes, bundle: Bundle, threads: int | None = None) -> Any:

@@ -77,9 +77,10 @@ class Member(nn.Module):
 class Together(nn.Module):
     """Members as one graph.
 
-    Gives ``logits`` (B, C), logarithms of the mean of the members' probabilities; ``features`` (B, F), those
-    of all members one behind the other, each as it sees the image itself: the mean of every channel of the last map of
-    each scale, which tells pictures of another kind; and where there are any, ``cam`` (B, C, h, w), the mean of the
+    Gives ``logits`` (B, C), logarithms of the mean of the members' probabilities, weighted by their shares;
+    ``features`` (B, F), those of all members one behind the other, each as it sees the image itself: the mean of every
+    channel of the last map of each scale, which tells pictures of another kind; and where there are any, ``cam``
+    (B, C, h, w), the mean of the
     members' Grad-CAM maps on their last feature map, and ``mask`` (B, 1, S, S), the mean of their probabilities. Of a
     joint network, whose class is read from every stage, that map shows the part of the last one only.
 
@@ -87,9 +88,10 @@ class Together(nn.Module):
     without evidence for a class would count as much as one that has it. Maps of other sizes are brought to the finest.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], shares: Sequence[float]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.shares = [float(s) for s in shares]
         self.cards = list(members)  # as they are called, for whoever describes them
         self.outputs = ["logits", "features"]
         self.outputs += ["cam"] if any(not m.no_map for m in members) else []
@@ -98,10 +100,10 @@ class Together(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Pixels (B, 3, S, S) in [0, 1] to ``outputs``, in that order."""
         seen: list[Seen] = [member(pixels) for member in self.members]
-        logits = seen[0].logits.log_softmax(1)
-        for one in seen[1:]:
-            logits = torch.logaddexp(logits, one.logits.log_softmax(1))
-        found = [logits - math.log(len(seen)), torch.cat([one.features for one in seen], 1)]
+        logits = seen[0].logits.log_softmax(1) + math.log(self.shares[0])
+        for one, share in zip(seen[1:], self.shares[1:], strict=True):
+            logits = torch.logaddexp(logits, one.logits.log_softmax(1) + math.log(share))
+        found = [logits, torch.cat([one.features for one in seen], 1)]
         cams = [one.cam for one in seen if one.cam is not None]
         if cams:
             finest = max((c.shape[2:] for c in cams), key=lambda s: int(s[0]) * int(s[1]))
@@ -112,9 +114,13 @@ class Together(nn.Module):
         return tuple(found)
 
 
-def together(networks: Sequence[tuple[TrainedNetwork, Recipe]]) -> Together:
-    """Networks of finished runs, with the recipes that say how their input is scaled."""
-    return Together([Member(network, recipe.preprocess) for network, recipe in networks]).eval()
+def together(networks: Sequence[tuple[TrainedNetwork, Recipe]], shares: Sequence[float] | None = None) -> Together:
+    """Networks of finished runs, with the recipes that say how their input is scaled, and their shares of the mean.
+
+    Shares sum to 1; None: all alike.
+    """
+    alike = [1.0 / len(networks)] * len(networks)
+    return Together([Member(network, recipe.preprocess) for network, recipe in networks], shares or alike).eval()
 
 
 @torch.no_grad()
