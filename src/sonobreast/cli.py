@@ -543,6 +543,10 @@ def compare(
     a: Annotated[str | None, typer.Argument(metavar="[A]", help="Configuration, such as ResNet50V2-adam.")] = None,
     b: Annotated[str | None, typer.Argument(metavar="[B]", help="The other one; without A and B, all pairs.")] = None,
     metric: Annotated[list[str] | None, typer.Option("--metric", metavar="NAME", help="Only this; repeatable.")] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option("--with", metavar="STUDY", help="A second study, or evaluation, of the same test images."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Write the comparison, too.")] = None,
 ) -> None:
     """Compare configurations of a study on the same test images: differences, intervals, tests, Holm's correction."""
@@ -554,15 +558,18 @@ def compare(
         raise SonobreastError(
             f"only one configuration is given ({a})", remedy="give two, or none: then every pair is compared"
         )
-    if not (study / "predictions.csv").is_file():
-        raise SonobreastError(
-            "this folder holds no predictions.csv",
-            file=study,
-            remedy="give the folder that `sonobreast study run --out` wrote",
-        )
+    for folder in (study, other):
+        if folder is not None and not (folder / "predictions.csv").is_file():
+            raise SonobreastError(
+                "this folder holds no predictions.csv",
+                file=folder,
+                remedy="give the folder that `sonobreast study run --out` or `sonobreast evaluate --out` wrote",
+            )
     if out is not None:
         comparison_text.check_target(out)
     table = read_predictions(study / "predictions.csv")
+    if other is not None:
+        table = comparison.beside(table, read_predictions(other / "predictions.csv"))
     if a is None or b is None:
         family = comparison.compare_all(table, metrics=metric)
     else:

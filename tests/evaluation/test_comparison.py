@@ -13,6 +13,7 @@ from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.compare import DeLong, McNemar, mcnemar_exact, paired_difference
 from sonobreast.evaluation.comparison import (
     HEADLINE_METRICS,
+    beside,
     compare_all,
     compare_two,
     find,
@@ -247,3 +248,32 @@ def test_a_figure_that_is_not_defined_is_no_member_of_the_family() -> None:
     assert math.isnan(found.comparisons[0].tests["specificity_malignant"].p_holm)
     plain = found.as_dict()["pairs"][0]["metrics"]["specificity_malignant"]
     assert plain["p_holm"] is None
+
+
+def test_two_studies_beside_each_other_are_one() -> None:
+    table = two(folds=3)
+    joined = beside(part(table, "adam"), part(table, "sgdm"))
+    [one] = compare_two(table, "Net-adam", "Net-sgdm", metrics=["auc_malignant"]).comparisons
+    [other] = compare_two(joined, "Net-adam", "Net-sgdm", metrics=["auc_malignant"]).comparisons
+    assert one.as_dict() == other.as_dict()
+
+
+def test_the_same_configuration_of_another_study_has_a_name_of_its_own() -> None:
+    again = predictions(strength=0.4, noise=5)
+    [pair] = compare_all(beside(predictions(), again), metrics=["accuracy"]).comparisons
+    assert (pair.a, pair.b) == (("Net", "adam"), ("Net (other)", "adam"))
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (predictions(images=50), "not tested on the same images"),
+        (predictions(folds=3), "not tested on the same images"),
+        (predictions(seed=1), "not tested on the same images"),
+        (predictions(group_of=2), "not tested on the same images"),
+        (predictions(classes=("benign", "malignant")), "the classes differ"),
+    ],
+)
+def test_studies_of_other_images_are_not_paired(other: pd.DataFrame, said: str) -> None:
+    with pytest.raises(SonobreastError, match=said):
+        beside(predictions(), other)

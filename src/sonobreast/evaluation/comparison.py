@@ -162,6 +162,37 @@ def _folded(name: str) -> str:
     return re.sub(r"[\s+-]+", "-", name.strip()).casefold()
 
 
+def beside(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The predictions of two studies, or of two evaluations of another set, as those of one.
+
+    A configuration that both have is called "NAME (other)" in the second.
+
+    Raises
+    ------
+    SonobreastError
+        If classes, test images, their labels, groups or division into folds differ: then nothing is paired.
+    """
+    if classes_of(table) != classes_of(other):
+        raise SonobreastError(
+            f"the classes differ: {', '.join(classes_of(table))} and {', '.join(classes_of(other))}",
+            remedy="compare studies of the same classes, in the same order",
+        )
+    columns = ["repeat", "fold", "image", "label", "group"]
+    tested = [t.loc[t["subset"] == "test", columns].drop_duplicates() for t in (table, other)]
+    keys = [set(t.astype(str).itertuples(index=False, name=None)) for t in tested]
+    if keys[0] != keys[1]:
+        only = len(keys[0] ^ keys[1])
+        raise SonobreastError(
+            f"the two were not tested on the same images in the same folds ({only} of {len(keys[0] | keys[1])} rows of "
+            "image, label, group and fold stand in one of them alone)",
+            remedy="give both studies the same --data, --groups and division (--split FILE)",
+        )
+    known = set(configurations(table))
+    twice = [key in known for key in zip(other["architecture"], other["optimizer"], strict=True)]
+    renamed = other["architecture"].where(~np.asarray(twice), other["architecture"] + " (other)")
+    return pd.concat([table, other.assign(architecture=renamed)], ignore_index=True)
+
+
 def compare_two(
     table: pd.DataFrame, a: str, b: str, *, metrics: Iterable[str] | None = None, resamples: int = 2000
 ) -> Family:
