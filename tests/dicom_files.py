@@ -78,10 +78,7 @@ def with_photometric(photometric: str, *, planar: int = 0) -> Any:
             data = (table[:, channel].astype("<u2") * 257).tobytes()
             setattr(ds, f"{name}PaletteColorLookupTableData", data)
         return ds
-    if photometric == "RGB":
-        values = rgb
-    else:
-        values = convert_color_space(rgb, "RGB", "YBR_FULL")
+    values = rgb if photometric == "RGB" else convert_color_space(rgb, "RGB", "YBR_FULL")
     if photometric == "YBR_FULL_422":
         pairs = np.empty((ds.Rows, ds.Columns // 2, 4), np.uint8)  # Y1 Y2 Cb Cr (PS3.3 C.7.6.3.1.2)
         pairs[..., 0], pairs[..., 1] = values[:, 0::2, 0], values[:, 1::2, 0]
@@ -120,9 +117,12 @@ def pillow_frame(picture: NDArray[np.uint8], kind: str, **options: Any) -> bytes
 
 
 def save(ds: Any, path: Path) -> Path:
+    if ds.file_meta.TransferSyntaxUID == NATIVE["big endian"]:  # pydicom does not turn the bytes round
+        ds.file_meta.TransferSyntaxUID = NATIVE["explicit"]
+        run(tool("dcmconv"), "+tb", save(ds, path.with_name("little-" + path.name)), path)
+        return path
     implicit = ds.file_meta.TransferSyntaxUID == NATIVE["implicit"]
-    little = ds.file_meta.TransferSyntaxUID != NATIVE["big endian"]
-    ds.save_as(path, implicit_vr=implicit, little_endian=little, enforce_file_format=True)
+    ds.save_as(path, implicit_vr=implicit, enforce_file_format=True)
     return path
 
 

@@ -29,6 +29,14 @@ _LONGEST_TEXT = 64  # of a Long String (LO); what is longer is damaged
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class Note:
+    """A sentence that belongs beside a result, and a stable code for it."""
+
+    code: str
+    text: str
+
+
 @dataclass(frozen=True, eq=False)
 class DicomImage:
     """What was read of a file.
@@ -57,8 +65,8 @@ class DicomImage:
         "US".
     burned_in : bool or None
         BurnedInAnnotation (0028,0301): whether the scanner wrote text into the picture; None where the file is silent.
-    notes : tuple of str
-        Sentences that belong beside a result: frames left out, regions left out, nothing cut away.
+    notes : tuple of Note
+        What belongs beside a result: frames left out, regions left out, nothing cut away.
     """
 
     frames: tuple[NDArray[np.uint8], ...]
@@ -76,7 +84,7 @@ class DicomImage:
     image: str
     modality: str
     burned_in: bool | None
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 def is_dicom(source: Path | bytes) -> bool:
@@ -272,18 +280,27 @@ def _notes(
     n_regions: int,
     burned_in: bool | None,
     spacing: tuple[float, float] | None,
-) -> Iterator[str]:
+) -> Iterator[Note]:
     if len(indices) < n_frames:
         which = ", ".join(str(i + 1) for i in indices)
-        yield f"of {n_frames} frames, frame {which} was looked at and no other"
+        yield Note("dicom-clip", f"of {n_frames} frames, frame {which} was looked at and no other")
     if n_regions > 1 and region is not None:
-        yield f"the screen is split: of {n_regions} B-mode regions the one at column {region.box[0]} was looked at"
+        yield Note(
+            "dicom-split-screen",
+            f"the screen is split: of {n_regions} B-mode regions the one from column {region.box[0]} was looked at",
+        )
     if region is None:
-        yield "the file names no ultrasound regions: nothing was cut away, also no text at the rim of the screen"
+        yield Note(
+            "dicom-no-regions",
+            "the file names no ultrasound regions: nothing was cut away, also no text at the rim of the screen",
+        )
         if burned_in:
-            yield "the file says that text is burned in (BurnedInAnnotation YES): it may name the patient"
+            yield Note(
+                "dicom-burned-in",
+                "the file says that text is burned in (BurnedInAnnotation is YES): it may name the patient",
+            )
     if spacing is None:
-        yield "the file gives no pixel spacing: no size in millimetres"
+        yield Note("dicom-no-spacing", "the file gives no pixel spacing: no size in millimetres")
 
 
 def _text(value: Any) -> str:

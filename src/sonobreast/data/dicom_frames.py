@@ -146,7 +146,7 @@ def _starts(header: Header, table: list[tuple[int, int]], fragments: list[tuple[
 def _decode(frame: bytes, header: Header) -> NDArray[Any]:
     """One frame as stored, colour as RGB: (rows, columns[, 3])."""
     from pydicom.encaps import encapsulate
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     plugin = ""
@@ -155,32 +155,31 @@ def _decode(frame: bytes, header: Header) -> NDArray[Any]:
         plugin = _plugin(header)
     decoder = get_decoder(UID(header.syntax))
     planar = int(header.dataset.get("PlanarConfiguration") or 0)
-    array, _ = decoder.as_array(
-        frame if header.syntax in NATIVE else encapsulate([frame], has_bot=False),
-        index=0,
-        raw=header.photometric == "PALETTE COLOR",
-        decoding_plugin=plugin,
-        rows=header.rows,
-        columns=header.columns,
-        number_of_frames=1,
-        samples_per_pixel=header.samples,
-        planar_configuration=planar if planar in (0, 1) else 0,
-        bits_allocated=header.bits_allocated,
-        bits_stored=header.bits_stored,
-        pixel_representation=int(header.signed),
-        photometric_interpretation=header.photometric,
-        pixel_keyword="PixelData",
-        pixel_vr="OW" if header.bits_allocated > 8 or header.syntax == "1.2.840.10008.1.2" else "OB",
-    )
+    options: dict[str, Any] = {
+        "rows": header.rows,
+        "columns": header.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": header.samples,
+        "planar_configuration": planar if planar in (0, 1) else 0,
+        "bits_allocated": header.bits_allocated,
+        "bits_stored": header.bits_stored,
+        "pixel_representation": int(header.signed),
+        "photometric_interpretation": header.photometric,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": "OW" if header.bits_allocated > 8 or header.syntax == "1.2.840.10008.1.2" else "OB",
+    }
+    source = frame if header.syntax in NATIVE else encapsulate([frame], has_bot=False)
+    raw = header.photometric == "PALETTE COLOR"
+    array, _ = decoder.as_array(source, index=0, raw=raw, decoding_plugin=plugin, **options)
     shape = (header.rows, header.columns, 3)[: 3 if header.samples == 3 else 2]
     if array.shape != shape:
         raise refuse("the decoded picture has another size than the header says", _AGAIN)
-    return array
+    return np.asarray(array)
 
 
 def _plugin(header: Header) -> str:
     """The decoder that is used; one only, so that two machines do not differ in silence."""
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     available = get_decoder(UID(header.syntax)).available_plugins
@@ -337,7 +336,7 @@ def _displayed(array: NDArray[Any], header: Header, scale: _GreyScale) -> NDArra
 
 
 def _through_palette(array: NDArray[Any], header: Header) -> NDArray[np.uint8]:
-    from pydicom.pixels import apply_color_lut
+    from pydicom.pixels.processing import apply_color_lut
 
     if "RedPaletteColorLookupTableDescriptor" not in header.dataset:
         raise refuse("PALETTE COLOR without a palette (0028,1101)", "export the image again, or as RGB")

@@ -39,7 +39,8 @@ _SAMPLES = {
     "YBR_RCT": 3,
 }
 _US_CLASSES = frozenset(
-    f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("6.1", "3.1", "6", "3")  # the last two are retired, archives hold them
+    f"1.2.840.10008.5.1.4.1.1.{n}"
+    for n in ("6.1", "3.1", "6", "3")  # the last two are retired, archives hold them
 )
 _SC_CLASSES = frozenset(f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("7", "7.2", "7.3", "7.4"))
 _VOLUME = "1.2.840.10008.5.1.4.1.1.6.2"
@@ -151,6 +152,10 @@ def read_header(stream: BinaryIO) -> Header:
     )
     _check_kind(dataset)
     missing = [f"{k} {tag}" for k, tag in _REQUIRED.items() if dataset.get(k) in (None, "")]
+    if missing and not stream.read(1):
+        raise refuse(
+            "the file ends before the pixel data (7FE0,0010): it is truncated", "copy or export the file again"
+        )
     if missing:
         raise refuse(
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
@@ -179,7 +184,7 @@ def read_header(stream: BinaryIO) -> Header:
 
 
 def _syntax(meta: Any) -> str:
-    from pydicom.uid import UID_dictionary
+    from pydicom._uid_dict import UID_dictionary
 
     syntax = str(meta.get("TransferSyntaxUID") or "").strip("\0 ")
     if not syntax:
@@ -266,7 +271,7 @@ def _pixel_data(stream: BinaryIO, syntax: str) -> int | None:
     tag = (int.from_bytes(head[0:2], order), int.from_bytes(head[2:4], order))  # type: ignore[arg-type]
     if len(head) < 8 or tag != (0x7FE0, 0x0010):
         raise refuse(
-            "there are no pixel data (7FE0,0010): the file is truncated, or holds no image", "export the image again"
+            "there are no pixel data (7FE0,0010): the file holds no image, or is truncated", "export the image again"
         )
     if syntax == "1.2.840.10008.1.2":
         length = int.from_bytes(head[4:8], "little")

@@ -63,7 +63,7 @@ def dicom_dataset(phantom: Phantom, *, n_frames: int = 1, seed: int = 0) -> Any:
     """
     require_pydicom()
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     picture = screen(phantom)
     rng = np.random.default_rng(seed)
@@ -75,10 +75,10 @@ def dicom_dataset(phantom: Phantom, *, n_frames: int = 1, seed: int = 0) -> Any:
         return generate_uid(entropy_srcs=["sonobreast phantom", *map(str, (seed, phantom.patient, *words))])
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = US_IMAGE if n_frames == 1 else US_MULTI_FRAME
+    meta.MediaStorageSOPClassUID = UID(US_IMAGE if n_frames == 1 else US_MULTI_FRAME)
     meta.MediaStorageSOPInstanceUID = uid("image", n_frames, picture.tobytes())
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = "1.2.826.0.1.3680043.8.498.1"
+    meta.ImplementationClassUID = UID("1.2.826.0.1.3680043.8.498.1")
     ds = FileDataset("", {}, preamble=b"\0" * 128, file_meta=meta)
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID

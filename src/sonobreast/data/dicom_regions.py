@@ -32,7 +32,7 @@ _COLOURED_SHARE = 0.03
 """Share of coloured pixels from which a picture is Doppler or elastography. Coloured marks
 and probe signs fill 0.8 % of a picture of BUSI at most (16 of 780 have any)."""
 _TINT_SPREAD = 10
-"""Grey levels by which the colour of a tinted picture may differ among pixels of the same brightness (JPEG, rounding)."""
+"""Grey levels by which the colour of a tint may differ among pixels of the same brightness (JPEG, rounding)."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def without_colour(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if share < _COLOURED_SHARE:
         return picture
     if _is_tint(picture):
-        return (picture @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)
+        return np.asarray((picture @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8))
     raise refuse(
         f"{share:.0%} of the pixels are coloured: this is Doppler or elastography, not B-mode",
         "give the frozen B-mode image of the lesion without colour",
