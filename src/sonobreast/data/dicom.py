@@ -27,6 +27,7 @@ from sonobreast.errors import SonobreastError
 SUFFIXES = frozenset({".dcm", ".dicom"})
 _LONGEST_TEXT = 64  # of a Long String (LO); what is longer is damaged
 _T = TypeVar("_T")
+Sampling = str | int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,15 @@ def is_dicom(source: Path | bytes) -> bool:
     return head[128:132] == b"DICM" or (head[:2] == b"\x02\x00" and head[4:6] in (b"UL", b"OB", b"UI"))
 
 
-def sample(n_frames: int, frames: str | int) -> tuple[int, ...]:
+def sample(n_frames: int, frames: Sampling) -> tuple[int, ...]:
     """Which frames are read, from 0.
 
     Parameters
     ----------
     n_frames : int
-    frames : {"middle", "first", "last", "ends"} or int
+    frames : {"middle", "first", "last", "ends"}, int or tuple of int
         ``ends``: first, middle and last. A number n: the middles of n equal parts of the clip, so that 1 is the middle
-        frame; all frames where there are no more than n.
+        frame; all frames where there are no more than n. A tuple: these numbers, from 1.
 
     Raises
     ------
@@ -122,6 +123,12 @@ def sample(n_frames: int, frames: str | int) -> tuple[int, ...]:
     """
     middle = n_frames // 2
     named = {"middle": (middle,), "first": (0,), "last": (n_frames - 1,), "ends": (0, middle, n_frames - 1)}
+    if isinstance(frames, tuple):
+        if frames and all(1 <= n <= n_frames for n in frames):
+            return tuple(n - 1 for n in frames)
+        raise SonobreastError(
+            f"the frames {', '.join(map(str, frames))} were asked for, there are {n_frames}", remedy="count from 1"
+        )
     if isinstance(frames, int) and frames >= 1:
         n = min(frames, n_frames)
         return tuple((2 * i + 1) * n_frames // (2 * n) for i in range(n))
@@ -133,7 +140,7 @@ def sample(n_frames: int, frames: str | int) -> tuple[int, ...]:
 
 
 def read_dicom(
-    source: Path | bytes, *, frames: str | int = "middle", region: str | int = "largest", key: bytes | None = None
+    source: Path | bytes, *, frames: Sampling = "middle", region: str | int = "largest", key: bytes | None = None
 ) -> DicomImage:
     """Read a B-mode ultrasound file.
 
@@ -143,7 +150,7 @@ def read_dicom(
     ----------
     source : Path or bytes
         The file or its content.
-    frames : {"middle", "first", "last", "ends"} or int
+    frames : {"middle", "first", "last", "ends"}, int or tuple of int
         See `sample`.
     region : {"largest"} or int
         See `sonobreast.data.dicom_regions.pick`; `read_each_region` reads all.
@@ -161,7 +168,7 @@ def read_dicom(
 
 
 def read_each_region(
-    source: Path | bytes, *, frames: str | int = "middle", key: bytes | None = None
+    source: Path | bytes, *, frames: Sampling = "middle", key: bytes | None = None
 ) -> tuple[DicomImage, ...]:
     """Every B-mode region of a split screen, from left to right; otherwise as `read_dicom`."""
     key = pseudonym_key() if key is None else key
@@ -215,12 +222,22 @@ def require_pydicom() -> None:
 
 
 def _reading(source: Path | bytes, read: Callable[[Header], _T]) -> _T:
-    """Open a file, read, and turn every error into a sentence without identifiers and without a chain to them."""
+    return guarded(source, lambda stream: read(read_header(stream)))
+
+
+def guarded(source: Path | bytes, work: Callable[[BinaryIO], _T]) -> _T:
+    """Open a file and work on it; every error becomes a sentence without identifiers and without a chain to them.
+
+    Raises
+    ------
+    SonobreastError
+        The one that ``work`` raised, with the file's name, or one for whatever else was raised.
+    """
     file = source if isinstance(source, Path) else None
     require_pydicom()
     try:
         with hushed(), _opened(source) as stream:
-            return read(read_header(stream))
+            return work(stream)
     except SonobreastError as error:
         what, remedy = error.what, error.remedy
     except OSError as error:
@@ -246,7 +263,7 @@ def _pictures(header: Header, indices: tuple[int, ...], region: Region | None) -
     return tuple(without_colour(np.ascontiguousarray(f[top:bottom, left:right])) for f in whole)
 
 
-def _image(header: Header, frames: str | int, region: Region | None, key: bytes) -> DicomImage:
+def _image(header: Header, frames: Sampling, region: Region | None, key: bytes) -> DicomImage:
     ds = header.dataset
     indices = sample(header.n_frames, frames)
     regions = tissue_regions(header)

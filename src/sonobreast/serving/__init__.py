@@ -1,0 +1,1 @@
+"""A trained bundle at work: no torch, no training code."""
