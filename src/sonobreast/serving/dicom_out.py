@@ -14,20 +14,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sonobreast.data.atomic import cannot_write, write_whole
-from sonobreast.data.dicom import DicomImage, guarded, read_dicom
+from sonobreast.data.dicom import DicomImage, read_dicom
 from sonobreast.data.extent import label_parts, long_axis_mm
+from sonobreast.data.hush import hushed
 from sonobreast.errors import SonobreastError
 from sonobreast.serving.dicom_source import read_source
 
 RESEARCH_USE = "Research use only. Not a medical device. Computed by software; not read or confirmed by a physician."
 _SERIES = {"report": 9701, "segmentation": 9702, "image": 9703}
-_SCHEME = "99SONOBREAST"
+SCHEME = "99SONOBREAST"
 
 
 @dataclass(frozen=True)
@@ -177,16 +178,15 @@ class _Made:
 
 
 def _guarded(make: Callable[[], _Made], name: Path | None) -> _Made:
-    """highdicom's errors quote values; what passes here does not."""
-
-    def work(stream: BinaryIO) -> _Made:
-        del stream
-        return make()
-
+    """highdicom's errors quote values of the file; what passes here does not, and no traceback leads to them."""
     try:
-        return guarded(b"", work)
+        with hushed():
+            return make()
     except SonobreastError as error:
         what, remedy = error.what, error.remedy
+    except Exception as error:
+        what = f"report and segmentation cannot be made of this file ({type(error).__name__})"
+        remedy = "check the file with dciodvfy (dicom3tools), and export it from the PACS again"
     raise SonobreastError(what, file=name, remedy=remedy)
 
 
@@ -245,7 +245,7 @@ def concept(value: str, scheme: str, meaning: str) -> Any:
 
 def private(value: str, meaning: str) -> Any:
     """A concept that no public scheme has."""
-    return concept(value, _SCHEME, meaning)
+    return concept(value, SCHEME, meaning)
 
 
 def series_number(kind: str) -> int:

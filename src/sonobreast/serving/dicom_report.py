@@ -44,9 +44,10 @@ def report(
     highdicom.sr.ComprehensiveSR
     """
     import highdicom as hd
+    from highdicom.coding_schemes import CodingSchemeIdentificationItem
 
     from sonobreast import __version__
-    from sonobreast.serving.dicom_out import concept, private, series_number
+    from sonobreast.serving.dicom_out import SCHEME, concept, private, series_number
 
     device = hd.sr.ObserverContext(
         observer_type=concept("121007", "DCM", "Device"),
@@ -56,7 +57,9 @@ def report(
     )
     label = max(probabilities, key=lambda c: probabilities[c])
     common: dict[str, Any] = {
-        "tracking_identifier": hd.sr.TrackingIdentifier(uid=hd.UID(), identifier="Lesion 1"),
+        "tracking_identifier": hd.sr.TrackingIdentifier(
+            uid=hd.UID(), identifier="Image 1" if segmentation is None else "Lesion 1"
+        ),
         "algorithm_id": hd.sr.AlgorithmIdentification(
             name=algorithm.name,
             version=algorithm.version,
@@ -85,18 +88,21 @@ def report(
         )
     else:
         image = origin if derived is None else derived
+        segment = hd.sr.ReferencedSegmentationFrame(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            frame_number=1,
+            segment_number=1,
+            source_image=hd.sr.SourceImageForSegmentation(
+                referenced_sop_class_uid=image.SOPClassUID, referenced_sop_instance_uid=image.SOPInstanceUID
+            ),
+        )
+        # One or the other (PS3.3 table C.17-3a); highdicom writes both, and dciodvfy calls that an error.
+        del segment[0].ReferencedSOPSequence[0].ReferencedFrameNumber
         group = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             **common,
             finding_type=concept("52988006", "SCT", "Lesion"),
-            referenced_segment=hd.sr.ReferencedSegmentationFrame(
-                sop_class_uid=segmentation.SOPClassUID,
-                sop_instance_uid=segmentation.SOPInstanceUID,
-                frame_number=1,
-                segment_number=1,
-                source_image=hd.sr.SourceImageForSegmentation(
-                    referenced_sop_class_uid=image.SOPClassUID, referenced_sop_instance_uid=image.SOPInstanceUID
-                ),
-            ),
+            referenced_segment=segment,
         )
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=device),
@@ -128,6 +134,11 @@ def report(
         is_complete=True,
         is_final=False,
         is_verified=False,
+        coding_schemes=[
+            CodingSchemeIdentificationItem(
+                designator=SCHEME, name="sonobreast", responsible_organization="The sonobreast authors"
+            )
+        ],
         series_description="sonobreast report (research use only)",
     )
 

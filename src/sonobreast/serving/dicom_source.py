@@ -64,6 +64,8 @@ def _copy(stream: BinaryIO) -> Any:
     for keyword, form in _FORMS.items():
         text = str(there.get(keyword) or "").strip()
         setattr(ds, keyword, text if re.fullmatch(form, text) else "")
+    side = str(there.get("ImageLaterality") or there.get("Laterality") or "").strip()
+    ds.Laterality = side if side in ("L", "R") else ""
     ds.Rows, ds.Columns = int(there.Rows), int(there.Columns)
     ds.PatientOrientation = ""  # not known in free-hand ultrasound
     if int(there.get("NumberOfFrames") or 1) > 1:
