@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.dicom_files import KEY, SECRETS, save
+from tests.dicom_files import KEY, SECRETS, save, verify
 
 from sonobreast.config import Preprocess
 from sonobreast.data import manifest as manifests
 from sonobreast.data.dicom import decode_rgb
-from sonobreast.data.dicom_phantom import dicom_dataset
+from sonobreast.data.dicom_phantom import dicom_dataset, write_dicom
 from sonobreast.data.groups import pictures
 from sonobreast.data.phantom import simulate
 from sonobreast.data.preprocess import decode, resize
@@ -20,6 +20,8 @@ from sonobreast.data.pseudonym import pseudonym
 from sonobreast.data.store import open_store
 from sonobreast.errors import SonobreastError
 from sonobreast.records import Problem
+
+pytest.importorskip("pydicom", reason="needs sonobreast[dicom]")
 
 KNOWN = {"P0001", "P0002", "P0003", "P0004", "P0005", "2000-01-01", *SECRETS}
 
@@ -151,3 +153,17 @@ def test_a_mask_beside_a_file_is_paired(folders: Path) -> None:
     Image.fromarray(simulate(0, seed=1, size=64).mask).save(folders / "benign" / "a_mask.png")
     found = manifests.build(folders)
     assert found.cases[0].masks == ("benign/a_mask.png",)
+
+
+def test_the_simulated_file_is_valid_and_the_command_writes_it(tmp_path: Path) -> None:
+    from sonobreast.cli import app
+
+    file = tmp_path / "simulated.dcm"
+    call = ["data", "phantom", str(tmp_path / "set"), "--n", "3", "--size", "64", "--seed", "1", "--dicom", str(file)]
+    app(call, standalone_mode=False)
+    verify(file)
+    assert np.array_equal(decode(file)[..., 0], simulate(0, seed=1, size=64).image)
+    clip = write(tmp_path / "clip.dcm", 0, n_frames=3)
+    verify(clip)
+    with pytest.raises(SonobreastError, match="cannot write"):
+        write_dicom(tmp_path / "none" / "a.dcm", simulate(0, seed=1, size=64))

@@ -20,6 +20,8 @@ from sonobreast.data.extent import label_parts, long_axis_mm
 from sonobreast.errors import SonobreastError
 from sonobreast.serving.dicom_out import RESEARCH_USE, Algorithm, Finding, Written, write_dicom
 
+pytest.importorskip("highdicom", reason="needs sonobreast[dicom]")
+
 ALGORITHM = Algorithm("joint:MobileNetV2", "2026.1", ("calibration: temperature 1.3",))
 PROBABILITIES = {"benign": 0.2, "malignant": 0.7, "normal": 0.1}
 

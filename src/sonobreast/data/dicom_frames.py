@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sonobreast.data import gdcm_worker
 from sonobreast.data.dicom_header import (
     COMPRESSED,
     JPEG,
@@ -156,6 +157,7 @@ def _decode(frame: bytes, header: Header) -> NDArray[Any]:
     decoder = get_decoder(UID(header.syntax))
     planar = int(header.dataset.get("PlanarConfiguration") or 0)
     options: dict[str, Any] = {
+        "raw": header.photometric == "PALETTE COLOR",
         "rows": header.rows,
         "columns": header.columns,
         "number_of_frames": 1,
@@ -169,8 +171,10 @@ def _decode(frame: bytes, header: Header) -> NDArray[Any]:
         "pixel_vr": "OW" if header.bits_allocated > 8 or header.syntax == "1.2.840.10008.1.2" else "OB",
     }
     source = frame if header.syntax in NATIVE else encapsulate([frame], has_bot=False)
-    raw = header.photometric == "PALETTE COLOR"
-    array, _ = decoder.as_array(source, index=0, raw=raw, decoding_plugin=plugin, **options)
+    if plugin == "gdcm":
+        array = gdcm_worker.decode(source, header.syntax, options)
+    else:
+        array, _ = decoder.as_array(source, index=0, decoding_plugin=plugin, **options)
     shape = (header.rows, header.columns, 3)[: 3 if header.samples == 3 else 2]
     if array.shape != shape:
         raise refuse("the decoded picture has another size than the header says", _AGAIN)
@@ -185,12 +189,6 @@ def _plugin(header: Header) -> str:
     available = get_decoder(UID(header.syntax)).available_plugins
     for name in ("pillow", "pyjpegls", "gdcm", "pydicom", "pylibjpeg"):
         if name in available:
-            if name == "gdcm":
-                import gdcm
-
-                gdcm.Trace.WarningOff()
-                gdcm.Trace.ErrorOff()
-                gdcm.Trace.DebugOff()
             return name
     raise refuse(
         f"no decoder for {COMPRESSED[header.syntax]} is installed",

@@ -6,6 +6,7 @@ a scale at the side, and SequenceOfUltrasoundRegions that says where the B-mode 
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from sonobreast.data.atomic import cannot_write, write_whole
 from sonobreast.data.dicom import require_pydicom
 from sonobreast.data.phantom import Phantom
 
@@ -114,5 +116,16 @@ def dicom_dataset(phantom: Phantom, *, n_frames: int = 1, seed: int = 0) -> Any:
 
 
 def write_dicom(path: Path, phantom: Phantom, *, n_frames: int = 1, seed: int = 0) -> None:
-    """Write `dicom_dataset` as a DICOM Part 10 file."""
-    dicom_dataset(phantom, n_frames=n_frames, seed=seed).save_as(path, enforce_file_format=True)
+    """Write `dicom_dataset` as a DICOM Part 10 file.
+
+    Raises
+    ------
+    SonobreastError
+        If pydicom is not installed, or the file cannot be written.
+    """
+    buffer = BytesIO()
+    dicom_dataset(phantom, n_frames=n_frames, seed=seed).save_as(buffer, enforce_file_format=True)
+    try:
+        write_whole(path, buffer.getvalue())
+    except OSError as problem:
+        raise cannot_write(problem, path) from problem
