@@ -163,6 +163,7 @@ def data_phantom(
     size: Annotated[int, typer.Option(help="Side of the square images in pixels, 32 to 4096.")] = 256,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet with outlines into this PNG, too.")] = None,
+    dicom: Annotated[Path | None, typer.Option(help="Write the first image as a DICOM file, too.")] = None,
 ) -> None:
     """Simulate B-mode breast ultrasound with lesions, masks and BI-RADS descriptors."""
     from sonobreast.data.contact_sheet import contact_sheet
@@ -178,6 +179,11 @@ def data_phantom(
         write(out, n=n, seed=seed, size=size, force=force, progress=progress)
     if sheet is not None:
         contact_sheet(sheet, seed=seed, size=max(size, 200))
+    if dicom is not None:
+        from sonobreast.data.dicom_phantom import write_dicom
+        from sonobreast.data.phantom import simulate
+
+        write_dicom(dicom, simulate(0, seed=seed, size=size), seed=seed)
     terminal = console()
     terminal.print(f"{n} simulated images in {out}, with masks and manifest.csv", highlight=False, soft_wrap=True)
     terminal.print("They are simulated: nothing learned from them says anything about patients.", style="yellow")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sonobreast.data import breast, bus_bra, bus_uclm
 from sonobreast.data.case_table import is_table, read_case_table
+from sonobreast.data.dicom_folder import dicom_below
 from sonobreast.data.listing import (
     MASK_FOLDERS,
     MASK_NAME,
@@ -104,7 +105,7 @@ def _class_root(source: Path) -> Path:
     for _ in range(3):
         inside = visible(here)
         folders = [p for p in inside if p.is_dir()]
-        with_images = [f for f in folders if any(is_image(p) for p in visible(f))]
+        with_images = [f for f in folders if any(is_image(p) for p in visible(f)) or any(dicom_below(f))]
         if with_images:
             if len(with_images) == 1 and not known_class(with_images[0].name) and len(folders) == 1:
                 _refuse_single(with_images[0])
@@ -180,7 +181,8 @@ def _read_class_folders(root: Path) -> Listing:
             if not is_utf8(p.name)
         ]
         images = [p for p in files if is_file(p) and is_image(p)]
-        if not images:
+        nested = list(dicom_below(folder))
+        if not images and not nested:
             problems.append(
                 Problem(
                     code="folder-without-images",
@@ -195,12 +197,13 @@ def _read_class_folders(root: Path) -> Listing:
         found, trouble = _pair_masks(images, label, root)
         problems += trouble
         problems += [_not_an_image(p, root) for p in files if p.is_file() and not is_image(p)]
-        if not found:
+        if images and not found:
             raise SonobreastError(
                 f"the {len(images)} pictures of the class {label!r} are masks by their names, not images",
                 file=folder,
                 remedy="give the folder that holds the images themselves",
             )
+        found += [Entry(path, label) for path in nested]
         entries += found
         busi &= known_class(label) and all(_BUSI.match(e.image.stem) for e in found)
         any_mask |= any(e.masks for e in found)

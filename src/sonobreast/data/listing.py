@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sonobreast.data.dicom import SUFFIXES as DICOM_SUFFIXES
+from sonobreast.data.dicom import is_dicom
 from sonobreast.errors import SonobreastError
 from sonobreast.records import LESION_CLASSES, Problem
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"}) | DICOM_SUFFIXES
 OURS = frozenset({"width", "height", "sha256", "source", "schema_version", "root"})
 """Columns of ``manifest.csv`` that the program fills: never taken for what a data set says of an image."""
 MASK_NAME = re.compile(r"^(?P<image>.+?)[ _-]mask(?:[ _-]?\(?\d+\)?)?$", re.IGNORECASE)
 """Stem of a mask that lies beside its image."""
 MASK_FOLDERS = frozenset({"mask", "masks", "labels", "ground_truth", "groundtruth", "gt", "segmentation", "seg"})
-_JUNK = frozenset({"thumbs.db", "desktop.ini", "problems.csv", "split.csv", "phantom.json"})
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "problems.csv", "split.csv", "phantom.json", "dicomdir"})
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def natural(name: str) -> tuple[object, ...]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name ends as an image's does."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    """Whether the name ends as an image's does, or the file is DICOM: on a PACS's discs these have no ending."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or (path.is_file() and is_dicom(path))
 
 
 def is_file(path: Path) -> bool:

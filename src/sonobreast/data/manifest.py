@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from sonobreast.data.contents import content_and_digest
+from sonobreast.data.dicom_folder import read_entry
 from sonobreast.data.folders import read_layout
 from sonobreast.data.listing import Entry, Listing
 from sonobreast.data.mask_size import RESCALED, fit_mask
@@ -107,14 +109,18 @@ def build(source: Path, *, strict: bool = False, progress: Progress | None = Non
 
 def _inspect(entry: Entry, listing: Listing) -> tuple[Case | None, list[Problem]]:
     name = _relative(entry.image, listing.root)
+    added: list[Problem] = []
     try:
-        content = entry.image.read_bytes()
+        content, digest = content_and_digest(entry.image)
     except OSError as error:
         return None, [_unreadable(name, f"the file cannot be opened ({error.strerror})")]
     try:
-        image = decode(content)
+        if isinstance(content, Path):
+            entry, image, added = read_entry(entry, name)
+        else:
+            image = decode(content)
     except SonobreastError as error:
-        return None, [_unreadable(name, error.what)]
+        return None, [_unreadable(name, error.what, error.remedy if isinstance(content, Path) else "")]
     if is_mask(image):
         what = "black and white only: a mask or an empty picture, not a scan; left out"
         return None, [
@@ -128,7 +134,7 @@ def _inspect(entry: Entry, listing: Listing) -> tuple[Case | None, list[Problem]
         ]
     height, width = image.shape[:2]
     source = entry.source or listing.layout
-    masks, problems = [], []
+    masks, problems = [], added
     for path in entry.masks:
         mask_name = _relative(path, listing.root)
         try:
@@ -178,7 +184,7 @@ def _inspect(entry: Entry, listing: Listing) -> tuple[Case | None, list[Problem]
         width=width,
         height=height,
         spacing_mm=entry.spacing_mm,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=digest,
         source=source,
         extra=dict(entry.extra),
     )
@@ -189,13 +195,13 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def _unreadable(name: str, what: str) -> Problem:
+def _unreadable(name: str, what: str, remedy: str = "") -> Problem:
     return Problem(
         code="unreadable-image",
         severity="error",
         file=name,
         what=f"{what}; left out",
-        remedy="replace the file with an undamaged copy, or remove it",
+        remedy=remedy or "replace the file with an undamaged copy, or remove it",
     )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sonobreast.config import Preprocess
+from sonobreast.data.dicom import decode_rgb, is_dicom
 from sonobreast.errors import SonobreastError
 
 _FILTERS = {
@@ -41,7 +42,8 @@ def decode(source: Path | bytes, frame: int = 0) -> NDArray[np.uint8]:
     """Decode an image file to 8-bit RGB.
 
     Transparent pixels are composited on black (BrEaST has transparent corners), 16-bit grey values are divided by
-    257, palettes are resolved, the EXIF orientation is applied.
+    257, palettes are resolved, the EXIF orientation is applied. Of a DICOM file the largest B-mode region of the middle
+    frame is decoded (`sonobreast.data.dicom`).
 
     Parameters
     ----------
@@ -57,8 +59,10 @@ def decode(source: Path | bytes, frame: int = 0) -> NDArray[np.uint8]:
     Raises
     ------
     SonobreastError
-        If the bytes are no image, or end too early.
+        If the bytes are no image, or end too early; for DICOM see `sonobreast.data.dicom.read_dicom`.
     """
+    if is_dicom(source):
+        return decode_rgb(source)
     name = source if isinstance(source, Path) else None
     try:
         with Image.open(source if isinstance(source, Path) else BytesIO(source)) as opened:

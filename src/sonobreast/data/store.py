@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from sonobreast.config import Preprocess
 from sonobreast.data import inpaint
+from sonobreast.data.contents import content_and_digest
 from sonobreast.data.mapped import Mapped
 from sonobreast.data.pixels import Pixels
 from sonobreast.data.preprocess import decode, prepare, quiet
@@ -162,14 +163,14 @@ def _decoded(
 def _read_image(path: Path, digest: str) -> NDArray[np.uint8]:
     """Decode the very image that was listed: a store under a digest must hold what the digest says."""
     try:
-        content = path.read_bytes()
+        content, found = content_and_digest(path)
     except OSError as error:
         raise SonobreastError(
             f"the image cannot be opened ({error.strerror or error})",
             file=path,
             remedy="put the file back, or leave it out",
         ) from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if found != digest:
         raise SonobreastError(
             "the image has changed since the data set was read",
             file=path,

@@ -1,1 +1,1 @@
-"""Networks in the hospital: bundles without PyTorch, predictions from them."""
+"""Networks in the hospital: bundles without PyTorch, and what they say as tables, pages and DICOM."""
