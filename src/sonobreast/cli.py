@@ -668,6 +668,10 @@ def predict(
     overlays: Annotated[
         Path | None, typer.Option("--overlays", metavar="DIR", help="Folder for a picture of each image, with its map.")
     ] = None,
+    dicom_out: Annotated[
+        Path | None,
+        typer.Option("--dicom-out", metavar="DIR", help="Folder for a report and a segmentation of each DICOM file."),
+    ] = None,
     spacing: Annotated[
         float | None, typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing of all images, in mm.")
     ] = None,
@@ -685,6 +689,7 @@ def predict(
             paths,
             out,
             overlays=overlays,
+            dicom_out=dicom_out,
             spacing_mm=spacing,
             take=(lambda row: typer.echo(json.dumps(row, ensure_ascii=False))) if as_json else None,
             progress=staged(stage, advance),

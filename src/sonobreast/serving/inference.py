@@ -8,6 +8,7 @@ at the next start, and a file with a row is never predicted again. Files that co
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from sonobreast.data.dicom import is_dicom
 from sonobreast.data.listing import MASK_FOLDERS, MASK_NAME, printable, visible
 from sonobreast.data.masks_out import predicted_mask_file
 from sonobreast.data.preprocess import is_mask, quiet
@@ -69,6 +71,7 @@ class _Prepared:
     width: int
     height: int
     pixels: NDArray[np.uint8]
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def infer(
     out: Path,
     *,
     overlays: Path | None = None,
+    dicom_out: Path | None = None,
     spacing_mm: float | None = None,
     limits: Limits | None = None,
     take: Callable[[dict[str, object]], None] | None = None,
@@ -160,6 +164,8 @@ def infer(
         The table; a table of the same bundle is gone on with.
     overlays : Path or None
         Folder for a picture of each image.
+    dicom_out : Path or None
+        Folder for a report and a segmentation of each DICOM file; what could not be written stands with the problems.
     spacing_mm : float or None
         Of the pixels of all images, where it is known.
     limits : Limits or None
@@ -192,7 +198,7 @@ def infer(
                 items = [item for item in batch if isinstance(item, _Prepared)]
                 problems += [item for item in batch if isinstance(item, _Problem)]
                 finished += sum(_ends(item) for item in batch)
-                rows = _rows(predictor, items, overlays, spacing_mm) if items else []
+                rows = _rows(predictor, items, overlays, spacing_mm, dicom_out, problems) if items else []
                 _append(table, columns, rows)
                 predicted += len(rows)
                 for row in rows if take is not None else []:
@@ -296,7 +302,7 @@ def _prepared(
                 height, width = frame.image.shape[:2]
                 pixels = predictor.prepared(frame.image)
                 kept = frame if keep else replace(frame, image=_NOTHING)
-                found.append(_Prepared(name, kept, width, height, pixels))
+                found.append(_Prepared(name, kept, width, height, pixels, file))
         except SonobreastError as error:
             found.append(_Problem(name, error.what, error.remedy))
         except MemoryError:
@@ -325,7 +331,12 @@ def _batches(items: Iterator[_Prepared | _Problem]) -> Iterator[list[_Prepared |
 
 
 def _rows(
-    predictor: Predictor, items: Sequence[_Prepared], overlays: Path | None, spacing_mm: float | None
+    predictor: Predictor,
+    items: Sequence[_Prepared],
+    overlays: Path | None,
+    spacing_mm: float | None,
+    dicom_out: Path | None,
+    problems: list[_Problem],
 ) -> list[dict[str, object]]:
     outputs = predictor.run([item.pixels for item in items])
     rows = []
@@ -338,8 +349,23 @@ def _rows(
             # The ending stays in the name: a.png and a.jpg are two images
             target = target.with_name(f"{Path(name).name}.png")
             write_overlay(target, item.frame.image, found, predictor.bundle.about.preprocess.aspect)
+        if dicom_out is not None and is_dicom(item.path):
+            try:
+                _answer(predictor, item, found, dicom_out)
+            except SonobreastError as error:
+                problems.append(_Problem(item.file, f"no DICOM output: {error.what}", error.remedy))
         rows.append(row_of(predictor, item.file, item.frame, found, spacing))
     return rows
+
+
+def _answer(predictor: Predictor, item: _Prepared, found: Prediction, folder: Path) -> None:
+    """Report and segmentation, where an earlier call that was stopped has not written them already."""
+    from sonobreast.serving.dicom_answers import write_answers
+
+    # Files of one name in several folders get several answers
+    stem = f"{item.path.stem}-{hashlib.sha256(item.file.encode()).hexdigest()[:8]}"
+    if not (folder / f"{stem}-report.dcm").exists():
+        write_answers(predictor, item.path, found, folder, stem=stem)
 
 
 def _append(table: IO[bytes], columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:

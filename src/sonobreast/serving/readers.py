@@ -6,6 +6,7 @@ in it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -119,6 +120,31 @@ def _decoded(content: bytes, frame: int, name: Path | None) -> NDArray[np.uint8]
         raise SonobreastError(error.what, file=name, remedy=error.remedy) from error
 
 
+def _dicom(content: bytes, name: Path | None, limits: Limits, first: int) -> Iterator[Frame]:
+    """The largest B-mode region of the middle frame; pydicom is loaded with the first such file.
+
+    No identifier leaves the reader: pseudonyms are made with a key that is thrown away.
+    """
+    from sonobreast.data.dicom import as_rgb, read_dicom
+
+    try:
+        image = read_dicom(content, frames="middle", key=os.urandom(32))
+    except SonobreastError as error:
+        raise SonobreastError(error.what, file=name, remedy=error.remedy) from error
+    picture = as_rgb(image.frames[0])
+    if picture.shape[0] * picture.shape[1] > limits.pixels:
+        raise _too("many pixels", f"{picture.shape[1]}x{picture.shape[0]}", name)
+    if first == 0:
+        yield Frame(0, 1, picture, _one_spacing(image.spacing_mm))
+
+
+def _one_spacing(spacing: tuple[float, float] | None) -> float | None:
+    """Rows and columns of a scan are as far apart as each other, or no length is given."""
+    if spacing is None or abs(spacing[0] - spacing[1]) > 0.01 * max(spacing):
+        return None
+    return sum(spacing) / 2
+
+
 READERS: tuple[Reader, ...] = (
     Reader("PNG", (".png",), lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), _pillow("PNG")),
     Reader("JPEG", (".jpg", ".jpeg"), lambda head: head.startswith(b"\xff\xd8\xff"), _pillow("JPEG", "MPO")),
@@ -130,6 +156,7 @@ READERS: tuple[Reader, ...] = (
         lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
         _pillow("TIFF", frames=True),
     ),
+    Reader("DICOM", (".dcm", ".dicom"), lambda head: head[128:132] == b"DICM", _dicom),
 )
 SUFFIXES = frozenset(s for reader in READERS for s in reader.suffixes)
 
