@@ -207,7 +207,7 @@ def _domain(found: Mapping[str, Any]) -> tuple[dict[str, Any], Figure | None]:
             f"{found['groups_needed']} independent groups are needed, there are {found['groups_least']}."
         )
     words = {
-        "sentences": _with_model(found, domain_page.sentences(found)),
+        "sentences": _with_model(found, domain_page.sentences(found, most=_HARDEST)),
         "columns": ["pictures", "refused, %\n95 % interval", "AUC\n95 % interval"],
         "rows": rows,
         "notes": notes,
@@ -242,7 +242,7 @@ def _explain(found: Mapping[str, Any]) -> tuple[dict[str, Any], Figure | None]:
             _cell(f["energy"], "number"),
             _cell(None if f["method"] == CENTRE else f["over_centre"]["energy"], "signed"),
             _cell(f["pointing"], "number"),
-            _text(f"{last[f['method']]['spearman']:.2f}" if f["method"] in last else "–"),
+            _text(_correlation(last.get(f["method"]))),
         ]
         for f in whole
     ]
@@ -272,6 +272,12 @@ def _explain(found: Mapping[str, Any]) -> tuple[dict[str, Any], Figure | None]:
     }
     figure = inspection_plots.energy_plot(inspection_plots.energy_frame(found, titles)) if whole else None
     return words, figure
+
+
+def _correlation(sanity: Mapping[str, Any] | None) -> str:
+    """Not tried, or of maps that do not vary: a dash."""
+    value = None if sanity is None else sanity["spearman"]
+    return "–" if value is None or value != value else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _stress(found: Mapping[str, Any]) -> tuple[dict[str, Any], Figure | None]:
