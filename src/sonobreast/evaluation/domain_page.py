@@ -18,7 +18,7 @@ DETECTOR_TITLES = {
 def sentences(found: Mapping[str, Any], *, most: int | None = None) -> list[str]:
     """What the figures say, in words; of the kinds that are not all refused only so many are named, the worst first."""
     mine = found["detectors"][found["detector"]]
-    wrongly, strangers = mine["test"]["refused"], mine["outsiders"]
+    wrongly, strangers = mine["test"]["refused"], {k: f for k, f in mine["outsiders"].items() if f["images"]}
     text = []
     if mine["test"]["images"]:
         text.append(

@@ -192,7 +192,8 @@ def _text(text: str, small: str = "") -> dict[str, Any]:
 def _domain(found: Mapping[str, Any]) -> tuple[dict[str, Any], Figure | None]:
     mine = found["detectors"][found["detector"]]
     kinds = {**mine["outsiders"], **mine["others"]}
-    hard = sorted(mine["outsiders"], key=lambda k: (mine["outsiders"][k]["refused"]["estimate"], k))[:_HARDEST]
+    judged = {k: f["refused"]["estimate"] for k, f in mine["outsiders"].items() if f["images"]}
+    hard = sorted(judged, key=lambda k: (judged[k], k))[:_HARDEST]
     rows = [[_text("own test scans, wrongly refused", _images(mine["test"])), *_refused(mine["test"])]]
     rows += [[_text(k, _images(kinds[k])), *_refused(kinds[k])] for k in [*hard, *mine["others"]]]
     notes = [
@@ -316,7 +317,8 @@ def _loss(metric: str) -> str:
 
 def _judged(found: Mapping[str, Any]) -> str:
     about = found["about"]
-    text = f"{found['images']} images in {found['groups']} independent groups"
+    who = f"{found['models'][0]['model']}: " if len(found["models"]) == 1 else ""
+    text = f"{who}{found['images']} images in {found['groups']} independent groups"
     text += f", a draw of {about['available']}" if about["drawn"] < about["available"] else ""
     if not about["own"]:
         return f"{text}, none of the study's own set ({about['name']}): judged by the mean of all runs."
