@@ -8,6 +8,7 @@ import pytest
 
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import robustness
+from sonobreast.evaluation.calibration import expected_calibration_error
 from sonobreast.evaluation.metrics import Scored, evaluate
 from sonobreast.evaluation.robustness import CLEAN, analyse, overconfidence
 
@@ -86,6 +87,28 @@ def test_overconfidence_bounds_the_calibration_error() -> None:
     copies = np.repeat(np.arange(200), weight[0].astype(int))
     again = Scored(label[copies], p[copies].argmax(1), p[copies], CLASSES)
     assert overconfidence(scored, weight)[0] == pytest.approx(overconfidence(again, np.ones((1, len(copies))))[0])
+
+
+def test_the_binned_error_is_that_of_the_report() -> None:
+    """Of each cell the same figure as `expected_calibration_error`, never below the overconfidence; of 40 or more."""
+    answers = noisy("m", 60, 0.6, 4)[0]
+    found = analyse(answers, resamples=200)
+    model = found["models"][0]
+    columns = [f"p_{c}" for c in CLASSES]
+    cells = {(CLEAN, 0): model["clean"]} | {(c["kind"], c["strength"]): c["value"] for c in model["cells"]}
+    for (kind, strength), value in cells.items():
+        part = answers[(answers["kind"] == kind) & (answers["strength"] == strength)]
+        p = part[columns].to_numpy()
+        right = np.array(CLASSES)[p.argmax(1)] == part["label"].to_numpy()
+        assert value["ece"]["estimate"] == pytest.approx(expected_calibration_error(p.max(1), right))
+        assert value["ece"]["estimate"] >= abs(value["overconfidence"]["estimate"]) - 1e-12
+        assert 0 <= value["ece"]["low"] <= value["ece"]["estimate"] <= value["ece"]["high"] <= 1
+    rise = np.mean([v["ece"]["estimate"] for k, v in cells.items() if k[1]]) - model["clean"]["ece"]["estimate"]
+    assert model["mean_drop"]["ece"]["estimate"] == pytest.approx(rise)
+    assert "ece_drop" in robustness.columns(found)
+    few = analyse(answers[answers["image"] < "i039"], resamples=200)
+    assert "ece" not in few["metrics"]
+    assert "ece" not in few["models"][0]["clean"]
 
 
 def test_pairs_are_narrower_than_two_models_apart() -> None:

@@ -17,7 +17,7 @@ from sonobreast.evaluation.intervals import FLAT, Interval, bootstrap, interval_
 from sonobreast.evaluation.metrics import Floats, Ints, Scored, group_codes
 from sonobreast.evaluation.predictions import whole_repeats
 from sonobreast.evaluation.recalibration import Recalibrated
-from sonobreast.evaluation.resampling import draw_statistics
+from sonobreast.evaluation.resampling import Draws, draw_statistics
 
 BINS, LEAST = 10, 20
 """At most so many bins, of at least so many cases on average."""
@@ -333,10 +333,7 @@ def ece_interval(
     ----------
     Davison & Hinkley 1997, section 5.2 (basic limits).
     """
-    gaps = [
-        _one_hot(bin_of(s, bin_edges(s))) * (np.asarray(y, np.float64) - s)[:, None]
-        for s, y in zip(scores, outcomes, strict=True)
-    ]
+    gaps = [binned_gaps(s, y) for s, y in zip(scores, outcomes, strict=True)]
 
     def statistic(weight: Floats) -> dict[str, Floats]:
         total = weight.sum(axis=1)
@@ -344,7 +341,22 @@ def ece_interval(
         return {"ece": mean / total}
 
     drawn = draw_statistics(statistic, codes, resamples=resamples, jackknife=False)["ece"]
-    n, groups = len(codes), int(codes.max()) + 1
+    return ece_limits(drawn, chance, len(codes), int(codes.max()) + 1)
+
+
+def binned_gaps(score: npt.ArrayLike, outcome: npt.ArrayLike) -> Floats:
+    """Outcome minus score of each case in the column of its bin, 0 elsewhere: float (n, B).
+
+    With case weights w (R, n) the ECE is ``abs(w @ gaps).sum(1) / w.sum(1)``; with weights of one that of
+    `expected_calibration_error`.
+    """
+    s, y = np.asarray(score, np.float64), np.asarray(outcome, np.float64)
+    return _one_hot(bin_of(s, bin_edges(s))) * (y - s)[:, None]
+
+
+def ece_limits(drawn: Draws, chance: float, n: int, groups: int) -> Interval:
+    """The basic limits of `ece_interval` from resampled ECEs of n cases in so many groups."""
+    resamples = len(drawn.resampled)
     low, high = 2 * drawn.estimate - np.quantile(drawn.resampled, [0.975, 0.025])
     if not math.isfinite(low) or groups < 2:
         return Interval(drawn.estimate, math.nan, math.nan, 0.95, "undefined", n, groups, note="one group only")

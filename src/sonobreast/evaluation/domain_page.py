@@ -15,10 +15,10 @@ DETECTOR_TITLES = {
 }
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
-    """What the figures say, in words."""
+def sentences(found: Mapping[str, Any], *, most: int | None = None) -> list[str]:
+    """What the figures say, in words; of the kinds that are not all refused only so many are named, the worst first."""
     mine = found["detectors"][found["detector"]]
-    wrongly, strangers = mine["test"]["refused"], mine["outsiders"]
+    wrongly, strangers = mine["test"]["refused"], {k: f for k, f in mine["outsiders"].items() if f["images"]}
     text = []
     if mine["test"]["images"]:
         text.append(
@@ -27,11 +27,15 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         )
     caught = [k for k, f in strangers.items() if f["refused"]["estimate"] == 1.0]
     let_in = {k: f for k, f in strangers.items() if f["refused"]["estimate"] < 1.0}
+    named = sorted(let_in, key=lambda k: let_in[k]["refused"]["estimate"])[:most]
+    rest = f"; and of {len(let_in) - len(named)} more kinds" if len(named) < len(let_in) else ""
     if caught:
         text.append(f"Every picture is refused of {len(caught)} of {len(strangers)} kinds of outsiders.")
     if let_in:
         text.append(
-            "Not all are refused of: " + "; ".join(f"{k} {_with(f['refused'])}" for k, f in let_in.items()) + "."
+            "Not all are refused of: "
+            + "; ".join(f"{k} {_with(f['refused'])}" for k, f in let_in.items() if k in named)
+            + f"{rest}."
         )
     for name, f in mine["others"].items():
         text.append(

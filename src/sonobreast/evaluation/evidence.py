@@ -15,13 +15,11 @@ from sonobreast.config import Recipe, parse_recipe
 from sonobreast.data.catalogue import DATA_SETS, DataSet
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.failures import choose, chosen_configuration, of_configuration, picture_file
+from sonobreast.evaluation.inspections import find
 from sonobreast.evaluation.metrics import evaluate
 from sonobreast.evaluation.predictions import Key, averaged, binary, read_predictions
 from sonobreast.evaluation.subgroups import find_audit, study_subgroups
 from sonobreast.records import read_json, read_table
-
-INSPECTIONS = ("stress", "shortcuts", "explain", "domain")
-"""Further examinations of a study's runs; each leaves ``<name>.json`` in a folder of its own."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def gather(out: Path, *, subgroups: Sequence[Mapping[str, Any]] | None = None, k
         exclusions,
         table is not None,
         () if table is None else _external(out, table),
-        _inspections(out, {r.get("run", "") for r in results}),
+        {name: i.file for name, i in find(out).items() if i.content and i.file is not None},
         networks,
         sum(any((f / n).is_file() for n in ("weights.safetensors", "estimator.skops")) for f in folders),
         sum((f / "history.csv").is_file() for f in folders),
@@ -197,18 +195,6 @@ def _table(file: Path) -> list[dict[str, str]]:
         return read_table(file)
     except SonobreastError:
         return []
-
-
-def _inspections(out: Path, runs: set[str]) -> dict[str, Path]:
-    """Only from inside the study's folder: run names of two studies of one recipe are the same."""
-    found = {}
-    for name in INSPECTIONS:
-        for file in sorted(out.glob(f"*/{name}.json")):
-            about = _json(file).get("about")
-            given = about.get("runs", ()) if isinstance(about, Mapping) else ()
-            if name not in found and given and set(map(str, given)) <= runs:
-                found[name] = file
-    return found
 
 
 def _external(out: Path, table: pd.DataFrame) -> list[Mapping[str, Any]]:

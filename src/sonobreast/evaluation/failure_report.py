@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.failures import (
     KINDS,
     choose,
     chosen_configuration,
     map_file,
+    maps_about,
     of_configuration,
     picture_file,
 )
 from sonobreast.evaluation.predictions import configuration_title, read_predictions
 from sonobreast.evaluation.subgroups import lesion_areas
-from sonobreast.records import read_table
+from sonobreast.records import read_json, read_table
 
 _PLURAL = {"missed cancer": "Missed cancers", "false alarm": "False alarms", "other mix-up": "Other mix-ups"}
 
@@ -39,7 +41,8 @@ def failure_section(out: Path, metrics: Mapping[str, Any], *, images: bool = Tru
     -------
     dict
         ``title`` of the configuration; ``kinds``: each with ``name``, ``count`` and its ``failures``, which have a
-        ``picture`` and a ``map`` in base 64, "" where there is none; ``drawn``: whether any has a picture; ``maps``.
+        ``picture`` and a ``map`` in base 64, "" where there is none; ``drawn``: whether any has a picture;
+        ``maps``: what the maps are, in words, "" where there are none.
     """
     key = chosen_configuration(metrics)
     failures, counts = choose(of_configuration(read_predictions(out / "predictions.csv"), key))
@@ -66,8 +69,17 @@ def failure_section(out: Path, metrics: Mapping[str, Any], *, images: bool = Tru
         "title": configuration_title(*key),
         "kinds": [k for k in kinds if k["failures"]],
         "drawn": any(f["picture"] for f in shown),
-        "maps": any(f["map"] for f in shown),
+        "maps": _how(out) if any(f["map"] for f in shown) else "",
     }
+
+
+def _how(out: Path) -> str:
+    try:
+        about = read_json(maps_about(out))
+        text = " or ".join(str(m) for m in about["methods"])
+        return text + (f", mean of {about['networks']} networks" if about["networks"] > 1 else "")
+    except (SonobreastError, KeyError, TypeError):
+        return "method not on record"
 
 
 def _size(area: float | None, pixels: float, label: str) -> str:

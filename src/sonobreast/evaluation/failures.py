@@ -147,6 +147,11 @@ def map_file(out: Path, failure: Failure) -> Path:
     return out / "figures" / "failures" / f"{_stem(failure)}-map.png"
 
 
+def maps_about(out: Path) -> Path:
+    """``OUT/figures/failures/maps.json``: ``methods`` of the maps, and of how many ``networks`` each is the mean."""
+    return out / "figures" / "failures" / "maps.json"
+
+
 def _stem(failure: Failure) -> str:
     digest = hashlib.sha256(f"{failure.run}\n{failure.image}".encode()).hexdigest()[:8]
     name = Path(failure.image).stem

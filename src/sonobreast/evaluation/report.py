@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 
 from sonobreast.config import Recipe, leaves, load_recipe, parse_recipe, recipe_names
 from sonobreast.errors import SonobreastError
@@ -25,6 +26,7 @@ from sonobreast.evaluation.ensemble import ENSEMBLE
 from sonobreast.evaluation.evidence import gather
 from sonobreast.evaluation.failure_report import failure_section
 from sonobreast.evaluation.glossary import describe, metric_names
+from sonobreast.evaluation.inspections import find, sections
 from sonobreast.evaluation.model_card import model_card
 from sonobreast.evaluation.model_card import write as write_card
 from sonobreast.evaluation.planning import cases_for_half
@@ -149,9 +151,10 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
         _pairs_shown(study.metrics),
     )
     drawings |= draw_decisions(_chosen(study.metrics["configurations"]))
+    inspections, further = _inspections(study)
     figures: dict[str, str] = {}
-    for name, draw in drawings.items():
-        content = plots.png(draw())
+    for name, figure in ({n: draw() for n, draw in drawings.items()} | further).items():
+        content = plots.png(figure)
         with atomic(out / "figures" / f"{name}.png", "wb") as stream:
             stream.write(content)
         figures[name] = base64.b64encode(content).decode()
@@ -161,9 +164,18 @@ def write_report(out: Path, *, images: bool = True, prevalences: Sequence[float]
             if file.is_file():
                 figures[name] = base64.b64encode(file.read_bytes()).decode()
         figures |= overlay_pictures(out / "figures", study.metrics)
-    shown = {"figures": figures, "images": images, "p_text": p_text, **_content(study), **_cards(study, images)}
+    shown = {"figures": figures, "images": images, "p_text": p_text, "inspections": inspections}
+    shown |= {**_content(study), **_cards(study, images)}
     write_page(out / "report.html", "evaluation/report.html.j2", shown)
     return out / "report.html"
+
+
+def _inspections(study: Study) -> tuple[list[dict[str, Any]], dict[str, Figure]]:
+    """The further examinations, of the configuration that the report leads with where a command needs one."""
+    names = {f"{c['architecture']}-{c['optimizer']}": c for c in study.metrics["configurations"]}
+    best = _chosen(study.metrics["configurations"])
+    networks = [n for n, c in names.items() if c["architecture"] != ENSEMBLE]
+    return sections(find(study.out), study.out, next(n for n, c in names.items() if c is best), networks)
 
 
 def _cards(study: Study, images: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.calibration import NEEDED, binned_gaps, ece_if_calibrated, ece_limits
 from sonobreast.evaluation.compare import bootstrap_p, holm, without_spread
 from sonobreast.evaluation.glossary import metric_names
 from sonobreast.evaluation.intervals import FLAT, Interval, groups_behind, interval_of, limits
@@ -23,13 +24,14 @@ from sonobreast.evaluation.predictions import scored_table
 from sonobreast.evaluation.resampling import Draws, draw_statistics
 
 CLEAN = "clean"
-METRICS = ("auc_malignant", "accuracy", "brier", "log_loss", "overconfidence")
+METRICS = ("auc_malignant", "accuracy", "brier", "log_loss", "overconfidence", "ece")
 TITLES = {
     "auc_malignant": "AUC, malignant against the rest",
     "accuracy": "Accuracy",
     "brier": "Brier score",
     "log_loss": "Log loss",
     "overconfidence": "Overconfidence",
+    "ece": "Expected calibration error",
 }
 _HIGHER_IS_BETTER = ("auc_malignant", "accuracy")
 _SHARES = _HIGHER_IS_BETTER
@@ -51,8 +53,12 @@ def overconfidence(scored: Scored, weight: Floats) -> Floats:
 def analyse(answers: pd.DataFrame, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, Any]:
     """Curves, drops and comparisons of models on the same images, JSON-ready.
 
+    ``ece`` is the expected calibration error of the decided class over equal-mass bins
+    (`sonobreast.evaluation.calibration.expected_calibration_error`), of 40 images or more; its bins stay under
+    resampling, and its interval is the basic one.
+
     The **mean drop** of a metric is the mean over all kinds and strengths of its loss against the clean images: clean
-    minus corrupted for AUC and accuracy, corrupted minus clean for Brier score, log loss and overconfidence.
+    minus corrupted for AUC and accuracy, corrupted minus clean for the others.
 
     Parameters
     ----------
@@ -83,7 +89,9 @@ def analyse(answers: pd.DataFrame, *, resamples: int = 1000, level: float = 0.95
     one = answers[(answers["model"] == models[0]) & (answers["kind"] == CLEAN)].sort_values("image")
     codes, names = group_codes(one["group"].to_numpy(), first.n)
     known = metric_names(first.classes)
-    metrics = [m for m in METRICS if m in known or m == "overconfidence"]
+    enough = first.n >= NEEDED  # for two bins: with one it is the overconfidence without its sign
+    metrics = [m for m in METRICS if m in known or m == "overconfidence" or (m == "ece" and enough)]
+    gaps = [binned_gaps(s.probability.max(axis=1), s.correct) for s in cells.values()] if enough else []
 
     def statistic(weight: Floats) -> dict[str, Floats]:
         found: dict[str, Floats] = {}
@@ -91,6 +99,8 @@ def analyse(answers: pd.DataFrame, *, resamples: int = 1000, level: float = 0.95
             values = evaluate(scored, weight, metrics=[m for m in metrics if m in known])
             found |= {f"{number} {m}": v for m, v in values.items()}
             found[f"{number} overconfidence"] = overconfidence(scored, weight)
+            if enough:
+                found[f"{number} ece"] = np.abs(weight @ gaps[number]).sum(axis=1) / weight.sum(axis=1)
         return found
 
     flat = draw_statistics(statistic, codes, resamples=resamples, seed=seed, jackknife=False)
@@ -122,6 +132,10 @@ class _About:
 
     def value(self, cell: Cell, metric: str) -> Interval:
         """A figure with its interval."""
+        if metric == "ece":
+            score = self.cells[cell].probability.max(axis=1)
+            chance = ece_if_calibrated([score], self.codes)[1]
+            return ece_limits(self.draws[cell, metric], chance, len(self.codes), self.groups)
         behind = self.groups
         if metric != "overconfidence":
             behind = groups_behind(metric, [self.cells[cell]], self.codes)

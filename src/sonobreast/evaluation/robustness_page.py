@@ -203,7 +203,7 @@ def write(out: Path, found: Mapping[str, Any], sheet: bytes) -> Path:
     kinds = {k["name"]: (k["title"], f"{k['labels'][0]} … {k['labels'][-1]}") for k in found["kinds_in_words"]}
     figures = {"summary": summary_plot(summary_frame(found, tuple(dict.fromkeys((main, "accuracy")))))}
     reference = {"auc_malignant": 0.5, "accuracy": found["chance"], "overconfidence": 0.0}
-    shown = [m for m in (main, "accuracy", "overconfidence", "brier") if m in found["metrics"]]
+    shown = [m for m in (main, "accuracy", "overconfidence", "ece", "brier") if m in found["metrics"]]
     for metric in dict.fromkeys(shown):
         figures[metric] = curves_plot(curves_frame(found, metric), kinds, reference.get(metric))
     drawings = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,17 @@ def shifts_plot(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
-    """What the figures say, in words."""
+def sentences(
+    found: Mapping[str, Any],
+    *,
+    parts: Sequence[str] = ("border", "background-filled", "outline", "lesion"),
+    marks: Sequence[str] = ("unmarked", "calipers", "text"),
+) -> list[str]:
+    """What the figures say of these views, in words."""
     text = []
     for model in found["models"]:
         name = f"{model['model']}: " if len(found["models"]) > 1 else ""
-        for view in ("border", "background-filled", "outline", "lesion"):
+        for view in parts:
             part = model["parts"].get(view)
             metric = "auc_lesions" if part and "auc_lesions" in part["value"] else "accuracy"
             if part is None or part["value"][metric]["estimate"] is None:
@@ -125,7 +130,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
                 f"{chance:.2f}, whole image {whole['estimate']:.3f}: "
                 + (f"it {what} better than chance." if sure else f"it is not shown that it {what} better than chance.")
             )
-        for view in ("unmarked", "calipers", "text"):
+        for view in marks:
             rows = [r for r in model["shifts"].get(view, []) if not r["label"] and "shift" in r]
             for row in rows:
                 shift = row["shift"]

@@ -29,17 +29,17 @@ from sonobreast.evaluation.domain import (
 )
 from sonobreast.evaluation.domain_figures import COLUMNS, domain_figures
 from sonobreast.evaluation.domain_page import write as write_report
-from sonobreast.evaluation.predictions import configuration_title
-from sonobreast.inspection.evaluate import find_runs
+from sonobreast.evaluation.inspections import examined
+from sonobreast.inspection.evaluate import find_runs, name_of
 from sonobreast.inspection.outsiders import KINDS, Outsider, drawn, from_scans, photographs_at_hand
 from sonobreast.models.classical import Handcrafted
 from sonobreast.models.zoo import Backbone, stage_levels, why_no_decoder
 from sonobreast.records import Case, atomic, read_table, write_json, write_table
-from sonobreast.training.fit import TrainedNetwork, load_run, read_config
+from sonobreast.training.fit import TrainedNetwork, load_run
 from sonobreast.training.folder import alone, refuse_foreign
 
 DETECTORS = ("stages", "pooled", "picture")
-"""Features that a distance is measured on; the first that a run has is its detector, the others stand beside it."""
+"""Features that a distance is measured on; the first that all runs have is the detector, the others stand beside it."""
 _KIND = "domain"
 _BATCH = 32
 _STAGES = 5  # of a network whose maps all have one scale
@@ -173,6 +173,8 @@ def judge_domain(
 ) -> Path:
     """Fit each run's detector and try it on its own test scans, on outsiders, and on other hospitals' scans.
 
+    Of an ensemble each member has a detector of its own, as each run of a configuration has, and figures are means.
+
     Parameters
     ----------
     given : sequence of Path
@@ -235,21 +237,24 @@ def judge_domain(
                 pixels = open_store([other.path(c) for c in cases], [c.sha256 for c in cases], settings, progress=tell)
                 theirs = [("other", name, c.image, f"{name}/{c.group}") for c in cases]
                 rows += _judged(run, domains, domain_features(network, settings.scaling, pixels[:]), theirs)
-            write_domain(out / "statistics" / f"{run.name}.npz", domains[_first(domains)])
+        used = next(n for n in DETECTORS if all(n in domains for domains in fitted.values()))
+        for name, domains in fitted.items():
+            write_domain(out / "statistics" / f"{name}.npz", domains[used])
         write_table(out / "domain.csv", COLUMNS, rows)
         tell("figures", 0, 0)
         table = pd.DataFrame(rows)
         detectors = {
-            n: domain_figures(table[table["features"] == n], seed=seed) for n in DETECTORS if n in fitted[runs[0].name]
+            n: domain_figures(table[table["features"] == n], seed=seed)
+            for n in DETECTORS
+            if all(n in domains for domains in fitted.values())
         }
-        needed, least = groups_needed(accept), min(d[_first(d)].calibrated_on for d in fitted.values())
+        needed, least = groups_needed(accept), min(d[used].calibrated_on for d in fitted.values())
         if least < needed:
             speak(f"{least} validation groups are too few to accept {accept:.0%} for sure: {needed} are needed")
-        first = read_config(runs[0])["run"]
         content = {
             "about": {
-                "runs": [run.name for run in runs],
-                "model": configuration_title(first["architecture"], first["optimizer"]),
+                **examined(runs),
+                "model": name_of(runs),
                 "images": len(found.cases),
                 "fingerprint": found.fingerprint,
                 "simulated": any(c.source == "phantom" for c in found.cases),
@@ -260,17 +265,13 @@ def judge_domain(
             "accept": accept,
             "groups_needed": needed,
             "groups_least": least,
-            "detector": _first(fitted[runs[0].name]),
+            "detector": used,
             "thresholds": {run: {n: d.threshold for n, d in domains.items()} for run, domains in fitted.items()},
             "detectors": detectors,
             "environment": record(),
         }
         write_json(out / "domain.json", content)
         return write_report(out, content)
-
-
-def _first(domains: Mapping[str, Domain]) -> str:
-    return next(n for n in DETECTORS if n in domains)
 
 
 def _rows(run: Path) -> list[dict[str, str]]:

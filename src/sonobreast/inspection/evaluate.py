@@ -82,7 +82,7 @@ def find_runs(given: Sequence[Path], configuration: str | None) -> list[Path]:
                 remedy="name one with --configuration, or give the folders of its runs",
             )
         if configuration in (ENSEMBLE, "-".join(ENSEMBLE_KEY)):
-            runs += _members(folder, {run.name: run for run in inside})
+            runs += members(folder, {run.name: run for run in inside})
             continue
         name = configuration or next(iter(of))
         if name not in of:
@@ -96,8 +96,20 @@ def find_runs(given: Sequence[Path], configuration: str | None) -> list[Path]:
     return runs
 
 
-def _members(study: Path, finished: Mapping[str, Path]) -> list[Path]:
-    """The runs of a study's ensembles, each once."""
+def members(study: Path, finished: Mapping[str, Path]) -> list[Path]:
+    """The runs of a study's ensembles, each once.
+
+    Parameters
+    ----------
+    study : Path
+    finished : mapping of str to Path
+        The study's finished runs by name.
+
+    Raises
+    ------
+    SonobreastError
+        If the study has no ensemble, or runs of it are missing.
+    """
     file = study / "ensemble.json"
     if not file.is_file():
         raise SonobreastError(
@@ -203,7 +215,7 @@ def evaluate_runs(
             masks = segmentation_metrics(read_segmentation(out / "segmentation.csv"))
         about = {
             "runs": [run.name for run in runs],
-            "model": _model(runs),
+            "model": title_of(runs),
             "name": ", ".join(_titles(cases)),
             "images": len(cases),
             "left_out": len(cohort.left_out),
@@ -276,7 +288,7 @@ def _table(cases: Sequence[Case], predicted: Predicted, cohort: Cohort) -> pd.Da
 
 def _row(runs: Sequence[Path]) -> dict[str, Any]:
     """The run columns of the tables: the first run's configuration, named after all of them."""
-    several = _configurations(runs)
+    several = configurations_of(runs)
     architecture, optimizer = several[0] if len(several) == 1 else (ENSEMBLE, NO_OPTIMIZER)
     named = "+".join(run.name for run in runs)
     short = named if len(runs) == 1 else f"{len(runs)}-runs-{hashlib.sha256(named.encode()).hexdigest()[:8]}"
@@ -291,7 +303,8 @@ def _row(runs: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _configurations(runs: Sequence[Path]) -> list[tuple[str, str]]:
+def configurations_of(runs: Sequence[Path]) -> list[tuple[str, str]]:
+    """(Architecture, optimizer) of the runs, each once, in their order."""
     settings = [read_config(run)["run"] for run in runs]
     return list(dict.fromkeys((str(s["architecture"]), str(s["optimizer"])) for s in settings))
 
@@ -301,7 +314,13 @@ def _titles(cases: Sequence[Case]) -> list[str]:
     return [DATA_SETS[s].title if s in DATA_SETS else s for s in sorted({c.source for c in cases})]
 
 
-def _model(runs: Sequence[Path]) -> str:
-    several = [configuration_title(*k) for k in _configurations(runs)]
-    name = several[0] if len(several) == 1 else f"Ensemble of {', '.join(several[:-1])} and {several[-1]}"
+def title_of(runs: Sequence[Path]) -> str:
+    """What several runs together are called: their configuration, or the ensemble of several, and how many they are."""
+    name = name_of(runs)
     return name if len(runs) == 1 else f"{name}, mean of {len(runs)} runs"
+
+
+def name_of(runs: Sequence[Path]) -> str:
+    """The runs' configuration, or the ensemble of theirs."""
+    several = [configuration_title(*k) for k in configurations_of(runs)]
+    return several[0] if len(several) == 1 else f"Ensemble of {', '.join(several[:-1])} and {several[-1]}"

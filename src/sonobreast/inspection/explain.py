@@ -18,12 +18,14 @@ from torch import Tensor
 
 from sonobreast.config import Recipe, dump_yaml
 from sonobreast.data import manifest as manifests
+from sonobreast.data.manifest import Manifest
 from sonobreast.data.masks_out import predicted_mask_file, to_original_size, true_mask
 from sonobreast.data.preprocess import decode, prepare, scale, scaling_constants
 from sonobreast.environment import record
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.explain_page import write as write_report
 from sonobreast.evaluation.heatmap import outlined, overlay, panel, png_of
+from sonobreast.evaluation.inspections import examined
 from sonobreast.evaluation.localisation import (
     CENTRE,
     SCORES,
@@ -37,10 +39,11 @@ from sonobreast.evaluation.localisation import (
 from sonobreast.evaluation.predictions import configuration_title
 from sonobreast.inspection import attribution
 from sonobreast.inspection.attribution import METHODS, SLOW, Explained, Map, explained, relevance
-from sonobreast.inspection.evaluate import find_runs
+from sonobreast.inspection.evaluate import configurations_of, find_runs
+from sonobreast.inspection.failure_maps import draw_failure_maps
 from sonobreast.inspection.randomised import STEPS, randomised
 from sonobreast.records import atomic, read_table, write_json, write_table
-from sonobreast.training.fit import TrainedNetwork, load_run, read_config
+from sonobreast.training.fit import TrainedNetwork, is_finished, load_run, read_config
 from sonobreast.training.folder import alone, refuse_foreign
 
 LIMIT, SLOW_LIMIT, SANITY_LIMIT, SHOWN = 60, 12, 8, 12
@@ -93,7 +96,8 @@ def explain_runs(
     Parameters
     ----------
     given : Path
-        A run folder, or the folder of a study: each image is then explained by the run that tested it.
+        A run folder, or the folder of a study: each image is then explained by the run that tested it, and the errors
+        that the study's report shows get maps, too (`sonobreast.inspection.failure_maps`).
     out : Path
         Gets ``overlays/``, ``explanations.csv``, ``explain.json`` and ``explain.html``.
     images : sequence of Path
@@ -132,6 +136,13 @@ def explain_runs(
     if limit is not None and limit < 1:
         raise SonobreastError(f"a limit of {limit} images", remedy="give 1 or more with --limit")
     runs = find_runs([given], configuration)
+    several = ["-".join(key) for key in configurations_of(runs)]
+    if len(several) > 1:
+        raise SonobreastError(
+            "a map is of one network, and an ensemble is the mean of several",
+            file=given,
+            remedy=f"name one of its members with --configuration: {', '.join(several)}",
+        )
     classes = tuple(str(c) for c in read_config(runs[0])["classes"])
     target = target or ("malignant" if "malignant" in classes else "predicted")
     if target not in (*classes, "predicted"):
@@ -144,7 +155,8 @@ def explain_runs(
         if data is None:
             subjects, of_all = _files(images, runs[0], problems), len(images)
         else:
-            subjects, of_all = _of_data(data, runs, seed, tell)
+            found = manifests.build(data, progress=lambda done, total: tell("reading images", done, total))
+            subjects, of_all = _of_data(found, runs, seed)
         subjects = subjects[: limit or LIMIT]
         with atomic(out / "config.yaml") as stream:
             stream.write(dump_yaml({"schema_version": 1, "kind": _KIND, "runs": [run.name for run in runs]}))
@@ -159,8 +171,7 @@ def explain_runs(
         for number, subject in enumerate(subjects):
             wanted = [m for m in methods if m not in loaded[subject.run].of.why_not]
             wanted = [m for m in wanted if m not in SLOW or number < slow_limit]
-            found = list(_explain(subject, loaded[subject.run], wanted, target, seed, out, shown, number))
-            rows += found
+            rows += _explain(subject, loaded[subject.run], wanted, target, seed, out, shown, number)
             tell("explaining", number + 1, len(subjects))
         # One run is enough for the check, with several images for its batch norms.
         fullest = max(used, key=lambda run: sum(s.run == run for s in subjects))
@@ -176,7 +187,7 @@ def explain_runs(
         scored = bool(table["area"].notna().any())
         content = {
             "about": {
-                "runs": [run.name for run in used],
+                **examined(used),
                 "model": configuration_title(config["architecture"], config["optimizer"]),
                 "images": len(subjects),
                 "of_all": of_all,
@@ -207,6 +218,12 @@ def explain_runs(
         write_json(out / "explain.json", content)
         for problem in problems:
             speak(problem)
+        if data is not None and not is_finished(given):
+            drawn, missing = draw_failure_maps(given, found, progress=tell)
+            if drawn:
+                speak(f"{drawn} of the study's most confident errors have a map; `sonobreast study report` shows them")
+            for problem in missing:
+                speak(problem)
         for m, reason in why.items():
             if m in methods:
                 speak(f"{attribution.TITLES[m]}: not applicable: {reason}")
@@ -235,13 +252,12 @@ def _files(images: Sequence[Path], run: Path, problems: list[str]) -> list[_Subj
     return found
 
 
-def _of_data(data: Path, runs: Sequence[Path], seed: int, tell: Progress) -> tuple[list[_Subject], int]:
+def _of_data(found: Manifest, runs: Sequence[Path], seed: int) -> tuple[list[_Subject], int]:
     """Images of a data set, in turn of each class and of right and wrong predictions, in an order drawn from the seed.
 
     Of the data that the runs were trained on each image goes to the run that tested it; images that every run has
     trained on are left out.
     """
-    found = manifests.build(data, progress=lambda done, total: tell("reading images", done, total))
     tested: dict[str, tuple[Path, str]] = {}
     trained: set[str] = set()
     groups: dict[str, str] = {}
@@ -273,7 +289,7 @@ def _of_data(data: Path, runs: Sequence[Path], seed: int, tell: Progress) -> tup
     if not strata:
         raise SonobreastError(
             "none of these images is a test image of the run",
-            file=data,
+            file=found.root,
             remedy="give the run's own data set or another hospital's",
         )
     lines = [strata[k] for k in sorted(strata)]

@@ -22,7 +22,11 @@ from sonobreast.data.cohort import Cohort, Sources, gather
 from sonobreast.data.overlap import overlap
 from sonobreast.data.preprocess import decode, prepare, quiet, scale, scaling_constants
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.ensemble import ENSEMBLE
+from sonobreast.evaluation.ensemble import KEY as ENSEMBLE_KEY
 from sonobreast.evaluation.predictions import configuration_title, read_predictions
+from sonobreast.inspection.evaluate import members, name_of
+from sonobreast.inspection.predict import shares
 from sonobreast.records import LESION_CLASSES, Case, read_table
 from sonobreast.training.fit import TrainedNetwork, is_finished, load_run, read_config
 
@@ -33,11 +37,12 @@ Pictures = Callable[[int, U8], Sequence[U8 | None]]
 """From an image's index and pixels, uint8 (H, W, 3), to what the networks are shown: always as many, None for none."""
 
 _BATCH = 32
+_ENSEMBLE = "-".join(ENSEMBLE_KEY)
 
 
 @dataclass(frozen=True)
 class Model:
-    """Runs of one configuration of one study, which answer together.
+    """Runs of one configuration of one study, or of its ensemble, which answer together (`inspection.predict.shares`).
 
     Attributes
     ----------
@@ -86,7 +91,8 @@ def models_of(given: Sequence[Path], configurations: Sequence[str] | None = None
     given : sequence of Path
         Run folders, or folders of studies (all their finished runs).
     configurations : sequence of str or None
-        Only these, such as ``MobileNetV2-adam``.
+        Only these, such as ``MobileNetV2-adam``; ``ensemble`` is the study's own mean of several, and only judged where
+        it is named.
 
     Raises
     ------
@@ -109,15 +115,25 @@ def models_of(given: Sequence[Path], configurations: Sequence[str] | None = None
             if run not in found.setdefault(key, []):
                 found[key].append(run)
             titles[key] = configuration_title(settings["architecture"], settings["optimizer"])
+        if {ENSEMBLE, _ENSEMBLE} & set(configurations or ()):
+            if len(inside) == 1 and inside[0] == folder:
+                raise SonobreastError(
+                    "one run is no ensemble", file=folder, remedy="give the folder of the study, or name no ensemble"
+                )
+            key = (folder.resolve(), ENSEMBLE)
+            found[key] = members(folder, {run.name: run for run in inside})
+            titles[key] = name_of(found[key])
+    wanted = [ENSEMBLE if name == _ENSEMBLE else name for name in configurations or ()]
     known = list(dict.fromkeys(name for _, name in found))
-    for name in configurations or ():
+    for name in wanted:
         if name not in known:
+            has = [*known, *([ENSEMBLE] if any((folder / "ensemble.json").is_file() for folder in given) else [])]
             raise SonobreastError(
-                f"no run has the configuration {name}; there are {', '.join(known)}",
+                f"no run has the configuration {name}; there are {', '.join(has)}",
                 file=given[0],
                 remedy="name one of these",
             )
-    chosen = {k: v for k, v in found.items() if not configurations or k[1] in configurations}
+    chosen = {k: v for k, v in found.items() if not wanted or k[1] in wanted}
     same = [titles[k] for k in chosen]
     several = {
         k: f"{titles[k]} ({k[0].name})" if same.count(titles[k]) > 1 else titles[k] for k in chosen
@@ -350,7 +366,7 @@ def answers(
     Returns
     -------
     probability : ndarray, float64, (models, images, pictures, C)
-        Mean over the runs; NaN where there is no picture.
+        Mean over the runs (`inspection.predict.shares`); NaN where there is no picture.
     read : list of int
         Images that could be read.
 
@@ -363,6 +379,7 @@ def answers(
     networks: dict[Path, tuple[TrainedNetwork, Recipe]] = {}
     for run in dict.fromkeys(run for of in judged.runs for runs in of for run in runs):
         networks[run] = load_run(run)[:2]
+    weights = {runs: shares(runs) for of in judged.runs for runs in of}
     total = len(judged.cases)
     found: dict[int, Floats] = {}
 
@@ -392,10 +409,13 @@ def answers(
                 else:
                     there, count, ready = result
                     p = np.full((len(judged.models), count, len(judged.classes)), np.nan)
+                    each: dict[Path, Floats] = {}
                     for m, of in enumerate(judged.runs):
-                        each = [classify(*networks[r], ready[_key(networks[r][1].preprocess)]) for r in of[i]]
+                        for r in of[i]:
+                            if r not in each and there:  # an ensemble has runs that answer alone as well
+                                each[r] = classify(*networks[r], ready[_key(networks[r][1].preprocess)])
                         if there:
-                            p[m, there] = np.mean(each, axis=0)
+                            p[m, there] = np.tensordot(weights[of[i]], [each[r] for r in of[i]], axes=1)
                     found[i] = p
                 tell(stage, i + 1, total)
         finally:

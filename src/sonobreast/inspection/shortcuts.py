@@ -20,6 +20,7 @@ from sonobreast.data.masks_out import true_mask
 from sonobreast.environment import record
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import shortcuts
+from sonobreast.evaluation.inspections import examined
 from sonobreast.evaluation.shortcuts_page import write as write_page
 from sonobreast.inspection import views
 from sonobreast.inspection.judges import Floats, Judged, Progress, answers, appoint, drawn, models_of
@@ -217,6 +218,7 @@ def _about(every: Judged, judged: Judged, table: pd.DataFrame, read: int, seed: 
     has = first[first["view"] == "background-filled"]
     return {
         "models": [{"model": m.title, "runs": [r.name for r in m.runs]} for m in judged.models],
+        **examined([r for m in judged.models for r in m.runs]),
         "name": ", ".join(DATA_SETS[s].title if s in DATA_SETS else s for s in sources),
         "available": len(every.cases),
         "drawn": len(judged.cases),

@@ -15,6 +15,7 @@ from sonobreast.data.catalogue import DATA_SETS
 from sonobreast.data.cohort import Sources
 from sonobreast.environment import record
 from sonobreast.evaluation import robustness
+from sonobreast.evaluation.inspections import examined
 from sonobreast.evaluation.robustness_page import write as write_page
 from sonobreast.inspection.corruptions import CORRUPTIONS, STRENGTHS, U8, contact_sheet, corrupt, kind_named
 from sonobreast.inspection.judges import Floats, Judged, Progress, answers, appoint, drawn, models_of
@@ -148,6 +149,7 @@ def _about(every: Judged, judged: Judged, read: int, seed: int, subset: str) -> 
     }
     return {
         "models": [{"model": m.title, "runs": [r.name for r in m.runs]} for m in judged.models],
+        **examined([r for m in judged.models for r in m.runs]),
         "name": ", ".join(DATA_SETS[s].title if s in DATA_SETS else s for s in sources),
         "available": len(every.cases),
         "drawn": len(judged.cases),

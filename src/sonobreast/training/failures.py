@@ -57,7 +57,7 @@ def draw_failures(out: Path, manifest: Manifest) -> list[str]:
     problems = []
     for failure in failures:
         try:
-            picture, truth, predicted = _read(out, manifest, cases[failure.image], failure)
+            picture, truth, predicted = failure_images(out, manifest, cases[failure.image], failure)
         except SonobreastError as error:
             problems.append(f"{failure.image}, a {failure.kind}, is not shown: {error.what}")
             picture_file(out, failure).unlink(missing_ok=True)
@@ -67,9 +67,16 @@ def draw_failures(out: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def _read(
+def failure_images(
     out: Path, manifest: Manifest, case: Case, failure: Failure
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """The picture, uint8 (H, W, 3), its true mask and the one its run predicted, bool (H, W), where there are such.
+
+    Raises
+    ------
+    SonobreastError
+        If a file cannot be read, or a predicted mask has another size.
+    """
     picture = decode(manifest.path(case))
     file = predicted_mask_file(out / "runs" / failure.run / "masks", case.image)
     predicted = decode_mask(file) if file.is_file() else None
