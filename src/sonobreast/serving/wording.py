@@ -1,0 +1,92 @@
+"""A prediction in plain words: what page and API say of one image. Words only, no mark-up."""
+
+from __future__ import annotations
+
+from sonobreast.serving.about import About
+from sonobreast.serving.predictor import Prediction
+
+
+def abstains(prediction: Prediction) -> bool | None:
+    """Whether the conformal set is not one class; None where the bundle has no sets."""
+    return None if prediction.conformal is None else len(prediction.conformal) != 1
+
+
+def which_classes(prediction: Prediction, about: About) -> str:
+    """The conformal set in words."""
+    found, rule = prediction.conformal, about.rule
+    if found is None:
+        return "This bundle has no conformal sets: it does not say which classes can be ruled out."
+    share = "" if rule is None else f" (sets hold the true class in {1.0 - rule.alpha:.0%} of the images of each class)"
+    if not found:
+        return f"No class fits this image: the model abstains{share}."
+    if len(found) == 1:
+        return f"Only {found[0]} fits; {_list(prediction, found, 'and')} can be ruled out{share}."
+    if len(found) == len(prediction.classes):
+        return f"No class can be ruled out: the model abstains{share}."
+    return f"{_either(found)} cannot be told apart: the model abstains{share}."
+
+
+def decision(prediction: Prediction, about: About) -> str:
+    """What comes of the frozen threshold; empty where there is none."""
+    if prediction.malignant is None or prediction.threshold is None:
+        return ""
+    rule = about.rule
+    name = next(iter(rule.thresholds), "") if rule is not None else about.thresholds[0].name
+    p = float(prediction.probability[prediction.classes.index("malignant")])
+    called, side = ("malignant", "at or above") if prediction.malignant else ("not malignant", "below")
+    limit = _fine(prediction.threshold)
+    chosen = f", frozen at {name} on validation images" if name else ""
+    return f"Called {called}: its probability of malignancy, {_fine(p)}, is {side} {limit}{chosen}."
+
+
+def size(prediction: Prediction) -> str:
+    """The size of the lesion; empty where nothing segments."""
+    lesion = prediction.lesion
+    if lesion is None:
+        return ""
+    if not lesion.area_px:
+        return "No lesion is outlined."
+    text = f"Largest diameter of the outlined lesion: {lesion.diameter_px:.0f} px"
+    if lesion.diameter_mm is not None:
+        text = f"Largest diameter of the outlined lesion: {lesion.diameter_mm:.1f} mm ({lesion.diameter_px:.0f} px)"
+    text += "" if lesion.pieces == 1 else f", of the largest of {lesion.pieces} pieces"
+    unknown = lesion.diameter_mm is None
+    return text + ("; no millimetres, because the pixel spacing is not known." if unknown else ".")
+
+
+def warnings(prediction: Prediction, about: About) -> list[str]:
+    """What must not be overlooked, most important first."""
+    found = []
+    if prediction.in_domain is False:
+        found.append("This image is unlike those that the model was trained on. Do not rely on this result.")
+    if abstains(prediction):
+        found.append("The model abstains: it cannot name one class. A person must decide.")
+    if prediction.lesion is not None and prediction.lesion.area_px and prediction.predicted == "normal":
+        found.append("The most probable class is normal, and yet a lesion is outlined: the two contradict each other.")
+    return found
+
+
+def unknowns(about: About) -> list[str]:
+    """What a bundle cannot say of any image."""
+    found = []
+    if about.rule is None:
+        found.append("Probabilities are as the network gives them: this bundle has no calibration.")
+        found.append("The bundle has no conformal sets: it never abstains, however unsure it is.")
+    if about.domain is None:
+        found.append("The bundle cannot tell whether an image is unlike its training images.")
+    return found
+
+
+def _list(prediction: Prediction, without: tuple[str, ...], word: str) -> str:
+    others = [c for c in prediction.classes if c not in without]
+    return others[0] if len(others) == 1 else f"{', '.join(others[:-1])} {word} {others[-1]}"
+
+
+def _either(found: tuple[str, ...]) -> str:
+    text = f"{', '.join(found[:-1])} and {found[-1]}"
+    return text[0].upper() + text[1:]
+
+
+def _fine(p: float) -> str:
+    """A probability with two decimals, more where these would round to 0 or 1."""
+    return f"{p:.2f}" if 0.005 <= p < 0.995 or p in (0.0, 1.0) else f"{p:.4f}"
