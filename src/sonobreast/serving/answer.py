@@ -40,7 +40,9 @@ class Lesion(_Part):
 class Map(_Part):
     """Grad-CAM of one class."""
 
-    png: str = Field(description="Base64; transparent, at the image's size.")
+    png: str = Field(
+        description="Base64; transparent, to be stretched over the image; its longer side has at most 1024 px."
+    )
     maximum: float = Field(description="Where the colours end, in units of the logit.")
 
 
@@ -72,7 +74,7 @@ class Result(_Part):
     in_domain: bool | None = None
     lesion: Lesion | None = None
     warnings: list[str] = Field(default_factory=list, description="What must not be overlooked.")
-    words: dict[str, str] = Field(default_factory=dict, description="set, decision, size: in plain words.")
+    words: dict[str, str] = Field(default_factory=dict, description="decision, reason, set, size: in plain words.")
     layers: Layers | None = None
 
 
@@ -157,7 +159,8 @@ def _result(
     about = predictor.bundle.about
     words = {
         "set": wording.which_classes(found, about),
-        "decision": wording.decision(found, about),
+        "decision": wording.decision(found),
+        "reason": wording.reason(found, about),
         "size": wording.size(found),
     }
     return Result(

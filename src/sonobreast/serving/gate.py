@@ -75,6 +75,11 @@ def gate(inner: App, settings: Settings, counters: Counters, routes: frozenset[s
                 message["headers"] = [*message.get("headers", ()), *(h for h in own if h[0] not in given)]
             await send(message)
 
+        async def hear() -> MutableMapping[str, Any]:
+            message = await receive()
+            scope["state"]["heard"] = not message.get("more_body")
+            return message
+
         headers = _headers(scope)
         refused = _refuse(scope, headers, settings)
         key = None
@@ -85,10 +90,10 @@ def gate(inner: App, settings: Settings, counters: Counters, routes: frozenset[s
         fault = ""
         try:
             if refused is not None:
-                await drain(receive, settings.body)
+                await drain(scope, hear, settings.body)
                 await reply(answer, number, *refused)
             else:
-                await inner(scope, receive, answer)
+                await inner(scope, hear, answer)
         except Exception as error:  # the last resort: the client hears nothing of it, the log its kind and place
             fault = _place(error)
             if not status:
@@ -120,16 +125,13 @@ async def reply(send: Send, number: str, status: int, what: str, remedy: str, *e
     await send({"type": "http.response.body", "body": body})
 
 
-async def drain(receive: Receive, most: int) -> None:
+async def drain(scope: Scope, receive: Receive, most: int) -> None:
     """Read what a refused client still sends and drop it: one that is cut off would never see the answer."""
     seen = 0
     try:
         async with asyncio.timeout(_DRAIN_SECONDS):
-            while seen <= most:
-                message = await receive()
-                seen += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body"):
-                    return
+            while seen <= most and not scope["state"].get("heard"):
+                seen += len((await receive()).get("body", b""))
     except TimeoutError:
         return
 

@@ -108,7 +108,8 @@ def listen(settings: Settings) -> socket.socket:
         If the address is not one of this machine, or is taken.
     """
     kind = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    found = socket.socket(kind, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only where the protocol is named: answers would take 40 ms longer
+    found = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((settings.host, settings.port))

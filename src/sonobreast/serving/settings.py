@@ -58,7 +58,7 @@ class Settings:
     body: int = 48 << 20
     file: int = 16 << 20
     files: int = 32
-    limits: Limits = field(default_factory=lambda: Limits(bytes=16 << 20, pixels=16_000_000, frames=16))
+    limits: Limits = field(default_factory=lambda: Limits(bytes=16 << 20, pixels=16_000_000, frames=8))
     images: int = 64
     memory: int = 256 << 20
     seconds: float = 30.0

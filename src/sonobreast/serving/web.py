@@ -165,7 +165,12 @@ def _app(
     async def health() -> Response:
         return _json({"status": "ok"})
 
-    @app.get("/v1/ready", summary="Whether images are taken now", response_model=State, responses=_errors(503))
+    @app.get(
+        "/v1/ready",
+        summary="Whether images are taken now",
+        response_model=State,
+        responses={503: {"model": State, "description": "Busy or stopping."}},
+    )
     async def is_ready() -> Response:
         if not ready:
             return _json({"status": "stopping"}, 503)
@@ -212,6 +217,8 @@ def _app(
                 contents = await read_upload(
                     request.stream(), boundary, body=settings.body, file=settings.file, files=settings.files
                 )
+                if len(contents) > 1 and (overlays or picture):
+                    raise Refused(413, "pictures are given for one file at a time", "send one file in an upload")
                 request.scope["state"]["said"] = {"files": len(contents), "bytes": sum(map(len, contents))}
                 if not room.take_images(len(contents)):
                     return await _later(request, room, counters, settings)
@@ -243,18 +250,19 @@ def _app(
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        await drain(request.receive, settings.body)
+        if error.status != 408:
+            await drain(request.scope, request.receive, settings.body)
         return _problem(request, error.status, error.what, error.remedy)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        await drain(request.receive, settings.body)
+        await drain(request.scope, request.receive, settings.body)
         what = {404: "there is nothing here", 405: "this is not done here"}.get(error.status_code, "not possible")
         return _problem(request, error.status_code, what, "see /api for what there is", error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(request: Request, error: RequestValidationError) -> Response:
-        await drain(request.receive, settings.body)
+        await drain(request.scope, request.receive, settings.body)
         names = sorted({str(e["loc"][-1]) for e in error.errors() if e["loc"][-1] in _PARAMETERS})
         return _problem(request, 422, f"a value is not allowed: {', '.join(names)}", "see /api for what is")
 
@@ -269,6 +277,11 @@ def _app(
         counters.add("sonobreast_images_total", outcome="failed")
         request.scope["state"].setdefault("said", {})["fault"] = "the network cannot be run"
         return _problem(request, 500, "the network cannot be run", "run `sonobreast bundle check` where the service is")
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        del error  # the gate writes its kind and place into the log
+        return _problem(request, 500, "the service failed at this request", "tell its keeper the number")
 
     return app
 
@@ -329,7 +342,7 @@ def _release(room: Room, n: int, futures: list[Future[list[Result]]]) -> None:
 async def _later(request: Request, room: Room, counters: counting.Counters, settings: Settings) -> Response:
     counters.add("sonobreast_overload_total")
     seconds = str(room.retry_after())
-    await drain(request.receive, settings.body)
+    await drain(request.scope, request.receive, settings.body)
     return _problem(
         request, 429, "too many images are waiting", f"send it again in {seconds} s", {"retry-after": seconds}
     )

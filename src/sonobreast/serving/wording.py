@@ -26,17 +26,23 @@ def which_classes(prediction: Prediction, about: About) -> str:
     return f"{_either(found)} cannot be told apart: the model abstains{share}."
 
 
-def decision(prediction: Prediction, about: About) -> str:
+def decision(prediction: Prediction) -> str:
     """What comes of the frozen threshold; empty where there is none."""
+    if prediction.malignant is None:
+        return ""
+    return "Called malignant" if prediction.malignant else "Not called malignant"
+
+
+def reason(prediction: Prediction, about: About) -> str:
+    """Why it was decided so; empty where there is no threshold."""
     if prediction.malignant is None or prediction.threshold is None:
         return ""
     rule = about.rule
     name = next(iter(rule.thresholds), "") if rule is not None else about.thresholds[0].name
-    p = float(prediction.probability[prediction.classes.index("malignant")])
-    called, side = ("malignant", "at or above") if prediction.malignant else ("not malignant", "below")
-    limit = _fine(prediction.threshold)
+    p, limit = _apart(float(prediction.probability[prediction.classes.index("malignant")]), prediction.threshold)
+    side = "at or above" if prediction.malignant else "below"
     chosen = f", frozen at {name} on validation images" if name else ""
-    return f"Called {called}: its probability of malignancy, {_fine(p)}, is {side} {limit}{chosen}."
+    return f"Probability of malignancy {p}, {side} the threshold {limit}{chosen}."
 
 
 def size(prediction: Prediction) -> str:
@@ -87,6 +93,10 @@ def _either(found: tuple[str, ...]) -> str:
     return text[0].upper() + text[1:]
 
 
-def _fine(p: float) -> str:
-    """A probability with two decimals, more where these would round to 0 or 1."""
-    return f"{p:.2f}" if 0.005 <= p < 0.995 or p in (0.0, 1.0) else f"{p:.4f}"
+def _apart(p: float, limit: float) -> tuple[str, str]:
+    """Two numbers with as many decimals as show that they differ, at least two."""
+    for decimals in range(2, 9):
+        texts = f"{p:.{decimals}f}", f"{limit:.{decimals}f}"
+        if texts[0] != texts[1]:
+            break
+    return texts

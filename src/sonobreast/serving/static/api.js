@@ -3,7 +3,7 @@
 
 function make(tag, text, ...children) {
   const element = document.createElement(tag);
-  if (text) element.textContent = text;
+  if (text) element.textContent = text.replaceAll("`", "");
   element.append(...children);
   return element;
 }

@@ -212,7 +212,9 @@ function show(card) {
   const find = (selector) => element.querySelector(selector);
   card.state.textContent = "";
   for (const text of result.warnings) find(".warnings").append(make("div", "warning", text));
-  find(".decision").textContent = result.words.decision || "Most probable: " + result.predicted + ".";
+  find(".decision").textContent = result.words.decision || "Most probable: " + result.predicted;
+  find(".reason").textContent = result.words.reason || "";
+  element.classList.toggle("unsure", Boolean(result.abstains || result.in_domain === false));
   find("h3").textContent = result.calibrated ? "Calibrated probability" : "Probability, not calibrated";
   const list = find(".classes");
   for (const [name, p] of Object.entries(result.probability)) {
@@ -237,12 +239,12 @@ function show(card) {
   find(".save-json").addEventListener("click", () => save(JSON.stringify(plain(card.shown), null, 1), "application/json", stem(card.name) + ".json"));
   find(".save-png").addEventListener("click", async () => {
     const lines = [card.shown.name, Object.entries(result.probability).map(([n, p]) => n + " " + percent(p)).join("   "), ...result.warnings,
-      ...["decision", "set", "size"].map((k) => result.words[k]).filter(Boolean),
+      ...["decision", "reason", "set", "size"].map((k) => result.words[k]).filter(Boolean),
       "Research use only, not a medical device. " + answer.bundle.title + ", fingerprint " + answer.bundle.fingerprint.slice(0, 12) + ", sonobreast " + answer.sonobreast];
     save(await drawSheet(card.shown, card.select.value, ...shares(card), lines), "image/png", stem(card.name) + ".png");
   });
   find(".body").hidden = false;
-  $("unknown").replaceChildren(...answer.unknown.slice(0, 3).map((text) => make("p", "soft small", text)));
+  $("unknown").replaceChildren(...(answer.unknown.length ? [make("p", "soft small", answer.unknown.join(" "))] : []));
 }
 
 function setUpLayers(card) {
@@ -279,7 +281,7 @@ const seen = new IntersectionObserver((entries) => {
     const card = [...cards].find((c) => c.element === entry.target);
     if (card && card.shown) entry.isIntersecting ? wake(card) : rest(card);
   }
-}, { rootMargin: "800px 0px" });
+}, { rootMargin: "2000px 0px" });
 
 async function wake(card) {
   const turn = ++card.turn;
