@@ -91,8 +91,8 @@ def test_an_image_is_shown_with_bars_words_and_layers_that_fade(page: Any, predi
     text = page.locator("article").inner_text()
     assert "Calibrated probability" in text
     assert "The model abstains" in text
-    assert "cannot be told apart" in text
-    assert "ruled out" in text
+    assert "are in the prediction set" in text
+    assert "(not in the prediction set)" in text
     assert "the pixel spacing is not known" in text
     assert page.locator("article .classes li").count() == 3
     widths = page.locator("article .fill").evaluate_all("es => es.map(e => e.style.width)")
@@ -105,7 +105,7 @@ def test_an_image_is_shown_with_bars_words_and_layers_that_fade(page: Any, predi
     np.testing.assert_array_equal(pixels(page), picture)
     fade(page, "mask", 100)
     marked = np.abs(pixels(page) - picture).max(axis=2) > 0
-    assert 0 < marked.sum()
+    assert marked.sum() > 0
     fade(page, "mask", 0)
     fade(page, "map", 100)
     strong = np.abs(pixels(page) - picture).sum()
@@ -162,9 +162,7 @@ def test_everything_is_reached_by_keyboard(page: Any, predictor: Predictor) -> N
     for _ in range(9):
         page.keyboard.press("Tab")
         order.append(page.locator(":focus").evaluate("e => (e.id || e.className || e.tagName).toLowerCase()"))
-    assert order == [
-        "spacing", "clear", "plain remove", "select", "input", "input", "save-png", "save-json", "summary"
-    ]  # fmt: skip
+    assert order == ["spacing", "clear", "plain remove", "save-png", "save-json", "select", "input", "input", "summary"]
     page.locator("article .map input").focus()
     before = pixels(page)
     page.keyboard.press("Home")

@@ -132,8 +132,8 @@ def test_words_say_abstention_set_decision_and_size(predictor: Predictor, scan: 
     assert result["conformal_set"] == ["benign", "malignant"]
     assert result["abstains"] is True
     assert any("abstains" in w for w in result["warnings"])
-    assert result["words"]["set"].startswith("Benign and malignant cannot be told apart: the model abstains (sets hold")
-    assert "90%" in result["words"]["set"]
+    assert result["words"]["set"].startswith("Benign and malignant are in the prediction set: the model abstains")
+    assert "90 %" in result["words"]["set"]
     p = result["probability"]["malignant"]
     assert result["words"]["decision"] == ("Called malignant" if p >= 0.2 else "Not called malignant")
     assert " mm (" in result["words"]["size"]
@@ -148,7 +148,11 @@ def test_outside_the_domain_is_said_first(predictor: Predictor, scan: bytes) -> 
     said = wording.warnings(found, predictor.bundle.about)
     assert "unlike" in said[0]
     assert "abstains" in said[1]
-    assert wording.which_classes(found, predictor.bundle.about).startswith("No class fits")
+    assert wording.which_classes(found, predictor.bundle.about).endswith("not for this one.")
+    alone = replace(found, in_domain=True, conformal=("benign",), malignant=True)
+    assert any("contradict" in w for w in wording.warnings(alone, predictor.bundle.about))
+    agreed = replace(alone, malignant=False, predicted="benign")
+    assert wording.warnings(agreed, predictor.bundle.about) == []
     near = replace(found, malignant=False, threshold=0.32240)
     near.probability[:] = (0.4, 0.32239, 0.28)
     assert "0.32239, below the threshold 0.32240" in wording.reason(near, predictor.bundle.about)
@@ -508,7 +512,7 @@ def test_sigterm_finishes_what_was_taken(ensemble: Bundle, scan: bytes) -> None:
         large = io.BytesIO()
         Image.open(io.BytesIO(scan)).convert("L").resize((2000, 1600)).save(large, "PNG")
         with httpx.Client(base_url=address, timeout=60.0, trust_env=False) as first, ThreadPoolExecutor(1) as threads:
-            files = parts(*[large.getvalue()] * 24)
+            files = parts(*[large.getvalue()] * 8)
             taken = threads.submit(httpx.post, address + "/v1/predict", files=files, timeout=60.0, trust_env=False)
             while "sonobreast_images_waiting 0\n" in first.get("/metrics").text and not taken.done():
                 time.sleep(0.01)
@@ -516,7 +520,7 @@ def test_sigterm_finishes_what_was_taken(ensemble: Bundle, scan: bytes) -> None:
             process.send_signal(signal.SIGTERM)
             answer = taken.result()
         assert answer.status_code == 200
-        assert len(answer.json()["results"]) == 24
+        assert len(answer.json()["results"]) == 8
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0
         with pytest.raises(httpx.ConnectError):

@@ -16,14 +16,16 @@ def which_classes(prediction: Prediction, about: About) -> str:
     found, rule = prediction.conformal, about.rule
     if found is None:
         return "This bundle has no conformal sets: it does not say which classes can be ruled out."
-    share = "" if rule is None else f" (sets hold the true class in {1.0 - rule.alpha:.0%} of the images of each class)"
+    share = "" if rule is None else f" (sets hold the true class in {100 * (1.0 - rule.alpha):.0f} % of each class)"
     if not found:
-        return f"No class fits this image: the model abstains{share}."
-    if len(found) == 1:
-        return f"Only {found[0]} fits; {_list(prediction, found, 'and')} can be ruled out{share}."
-    if len(found) == len(prediction.classes):
-        return f"No class can be ruled out: the model abstains{share}."
-    return f"{_either(found)} cannot be told apart: the model abstains{share}."
+        text = f"No class is in the prediction set: the model abstains{share}."
+    elif len(found) == 1:
+        text = f"Only {found[0]} is in the prediction set{share}."
+    elif len(found) == len(prediction.classes):
+        text = f"Every class is in the prediction set: the model abstains{share}."
+    else:
+        text = f"{_and(found)} are in the prediction set: the model abstains{share}."
+    return text + (" That holds for images like those of the study, not for this one." if _outside(prediction) else "")
 
 
 def decision(prediction: Prediction) -> str:
@@ -63,10 +65,13 @@ def size(prediction: Prediction) -> str:
 def warnings(prediction: Prediction, about: About) -> list[str]:
     """What must not be overlooked, most important first."""
     found = []
-    if prediction.in_domain is False:
+    if _outside(prediction):
         found.append("This image is unlike those that the model was trained on. Do not rely on this result.")
     if abstains(prediction):
         found.append("The model abstains: it cannot name one class. A person must decide.")
+    alone = prediction.conformal is not None and len(prediction.conformal) == 1
+    if alone and prediction.malignant is not None and prediction.malignant != (prediction.conformal == ("malignant",)):
+        found.append("Threshold and prediction set contradict each other. A person must decide.")
     if prediction.lesion is not None and prediction.lesion.area_px and prediction.predicted == "normal":
         found.append("The most probable class is normal, and yet a lesion is outlined: the two contradict each other.")
     return found
@@ -83,12 +88,11 @@ def unknowns(about: About) -> list[str]:
     return found
 
 
-def _list(prediction: Prediction, without: tuple[str, ...], word: str) -> str:
-    others = [c for c in prediction.classes if c not in without]
-    return others[0] if len(others) == 1 else f"{', '.join(others[:-1])} {word} {others[-1]}"
+def _outside(prediction: Prediction) -> bool:
+    return prediction.in_domain is False
 
 
-def _either(found: tuple[str, ...]) -> str:
+def _and(found: tuple[str, ...]) -> str:
     text = f"{', '.join(found[:-1])} and {found[-1]}"
     return text[0].upper() + text[1:]
 

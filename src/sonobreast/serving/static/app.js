@@ -220,7 +220,7 @@ function show(card) {
   for (const [name, p] of Object.entries(result.probability)) {
     const inside = !result.conformal_set || result.conformal_set.includes(name);
     const row = make("li", inside ? "" : "ruled"), label = make("span", "name", name), track = make("div", "track");
-    if (!inside) label.append(make("span", "note", " (ruled out)"));
+    if (!inside) label.append(make("span", "note", " (not in the prediction set)"));
     const fill = make("div", "fill " + (name === "malignant" || name === "normal" ? name : ""));
     fill.style.width = 100 * p + "%";
     track.append(fill);
