@@ -12,7 +12,8 @@ all cores. Keras is measured where it is installed (``make bench-keras`` makes a
 looked for there). Then many clients send at once for a while; every answer is compared with the first: one that
 differs, fails, or is lost is counted. The clients share the cores with the service.
 
-Prints one JSON line last; ``load`` is the machine's load before the start: on a busy machine read the ratios.
+Prints one JSON line last; ``load`` is the machine's load before the start: on a busy machine read the ratios and the
+processor time of an image, which is that of the service's process only.
 """
 
 from __future__ import annotations
@@ -138,6 +139,12 @@ def times(call: Callable[[], Any], n: int) -> list[float]:
     return found
 
 
+def processor_ms(pid: int) -> float:
+    """Processor time of a process so far: unlike the clock's, it hardly depends on what else the machine does."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return 1000.0 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident(pid: int) -> float:
     """Memory of a process, MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -172,7 +179,7 @@ def load(address: str, pid: int, content: bytes, clients: int, seconds: float) -
                     time.sleep(float(answer.headers["retry-after"]))
 
     threads = [threading.Thread(target=one) for _ in range(clients)]
-    before, began = resident(pid), time.monotonic()
+    before, spent, began = resident(pid), processor_ms(pid), time.monotonic()
     for thread in threads:
         thread.start()
     time.sleep(seconds / 2)
@@ -184,6 +191,7 @@ def load(address: str, pid: int, content: bytes, clients: int, seconds: float) -
         "clients": clients,
         "seconds": round(took, 1),
         "images_per_s": round(counts["right"] / took, 1),
+        "processor_ms_per_image": round((processor_ms(pid) - spent) / max(1, sum(counts.values())), 1),
         "answers": dict(counts),
         "p50_ms": round(statistics.median(taken), 1),
         "p99_ms": round(float(np.quantile(taken, 0.99)), 1),
@@ -211,9 +219,13 @@ def main() -> None:
             for way in ways.values():
                 times(way, 10)
             rounds: dict[str, list[float]] = {k: [] for k in ways}
+            processor: dict[str, list[float]] = {k: [] for k in ways}
             for _ in range(a.rounds):
                 for name, way in ways.items():
+                    worker = pid if name == "service" else os.getpid()
+                    spent = processor_ms(worker)
                     taken = times(way, a.images)
+                    processor[name].append((processor_ms(worker) - spent) / a.images)
                     found[name] += taken
                     rounds[name].append(statistics.median(taken))
             crowd = load(address, pid, content, a.clients, a.seconds)
@@ -231,6 +243,7 @@ def main() -> None:
                     k: {"p50": round(statistics.median(v), 1), "p99": round(float(np.quantile(v, 0.99)), 1)}
                     for k, v in found.items()
                 },
+                "processor_ms": {k: round(statistics.median(v), 1) for k, v in processor.items()},
                 "keras": "measured" if "keras" in found else "not measured: not installed",
                 "crowd": crowd,
                 "load": round(busy, 1),
