@@ -297,6 +297,15 @@ def test_bombs_cost_nothing(predictor: Predictor, client: httpx.Client) -> None:
     assert "scans" in result.error.what
 
 
+@pytest.mark.parametrize("size", [(64, 41008), (41008, 64), (1, 300)])
+def test_strips_are_no_scans(client: httpx.Client, size: tuple[int, int]) -> None:
+    stream = io.BytesIO()
+    Image.new("L", size).save(stream, "PNG")
+    answer = client.post("/v1/predict", files=parts(stream.getvalue()))
+    assert answer.status_code == 422
+    assert "narrow" in answer.json()["results"][0]["error"]["what"]
+
+
 def test_messages_tell_nothing_of_the_machine(client: httpx.Client, predictor: Predictor, scan: bytes) -> None:
     damaged = [scan[:60], b"BM" + b"\xff" * 60, b"II*\0" + b"\xff" * 30, b"\xff\xd8\xff" + b"\0" * 30, scan[:-200]]
     answer = client.post("/v1/predict", files=parts(*damaged))

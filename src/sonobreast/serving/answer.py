@@ -14,6 +14,7 @@ from sonobreast.serving.readers import Frame, Limits, read
 
 _ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
 _SCANS = 100  # of a progressive JPEG: ordinary ones have about ten, a hostile one as many as bytes allow
+_LONGEST, _SHORT = 8, 256  # the longer side is at most 8 times the shorter one; small pictures may be anything
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -138,6 +139,7 @@ def answer_file(
     try:
         _refuse_many_scans(content)
         for frame in read(content, limits):
+            _refuse_strip(frame)
             results.append(_result(predictor, index, frame, spacing_mm, with_layers, with_picture))
     except SonobreastError as error:
         what = _ADDRESS.sub("the file", error.what)[:300]
@@ -205,6 +207,15 @@ def _layers(found: Prediction, frame: Frame, aspect: str, with_picture: bool) ->
         mask=None if found.mask is None else layers.text(layers.mask_layer(found.mask)),
         picture=layers.text(layers.picture(frame.image)) if with_picture else None,
     )
+
+
+def _refuse_strip(frame: Frame) -> None:
+    """A strip of many rows makes measuring its mask slow, and is no scan (found by mutated uploads: 64 x 41008)."""
+    height, width = frame.image.shape[:2]
+    if max(height, width) > _LONGEST * min(height, width) + _SHORT:
+        raise SonobreastError(
+            f"too long and narrow to be a scan: {width}x{height} pixels", remedy="export the picture itself"
+        )
 
 
 def _refuse_many_scans(content: bytes) -> None:
