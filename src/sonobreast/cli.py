@@ -22,6 +22,7 @@ from sonobreast.screen import (
     print_results,
     reporter,
     say_report,
+    say_serving,
     staged,
 )
 
@@ -695,6 +696,45 @@ def predict(
             progress=staged(stage, advance),
         )
     print_inference(outcome, out, quiet=as_json)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that others can reach needs --keys.")
+    ] = "127.0.0.1",
+    keys: Annotated[
+        Path | None, typer.Option("--keys", metavar="FILE", help="Lines that `sonobreast serve-key` prints.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="Host name by which clients call it; repeatable.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, max=64, help="Images predicted at a time; default: cores, up to 8."),
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option("--tls-certificate", metavar="FILE", help="PEM.")] = None,
+    certificate_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM.")] = None,
+) -> None:
+    """Serve a bundle: a page for people and an API. Research use only."""
+    from sonobreast.serving.server import serve as run
+
+    tls = (certificate, certificate_key)
+    run(bundle, host=host, port=port, keys=keys, names=tuple(name or ()), workers=workers, tls=tls, say=say_serving)
+
+
+@app.command("serve-key")
+def serve_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is, such as ward-3: it stands in the log.")],
+) -> None:
+    """Make an API key: its line for the file of --keys on standard output, the key itself beside it."""
+    from sonobreast.serving.keys import new_key
+
+    key, line = new_key(name)
+    typer.echo(line)
+    typer.echo(f"the key, shown this once: {key}", err=True)
 
 
 def main() -> None:

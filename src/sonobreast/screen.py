@@ -358,3 +358,19 @@ def print_inference(outcome: Outcome, out: Path, *, quiet: bool = False) -> None
         )
     screen.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
     screen.print("Research use only, not a medical device.", style="yellow")
+
+
+def say_serving(bundle: Bundle, address: str, locked: bool, plain: bool) -> None:
+    screen = console()
+    lines = [
+        f"{bundle.about.title}, fingerprint {bundle.fingerprint}",
+        f"serving on {address}" + ("; a key is needed" if locked else ", for this machine only"),
+        *(
+            ["Images and keys travel unencrypted: put a TLS proxy before it, or give --tls-certificate."]
+            if plain
+            else []
+        ),
+        f"{bundle.about.intended_use[0].upper()}{bundle.about.intended_use[1:]}. Stop with Ctrl-C.",
+    ]
+    for line in lines:
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
