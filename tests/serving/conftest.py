@@ -33,7 +33,9 @@ def study(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
             "inference.flips": True,
         }
     )
-    run_study(recipe, data, str(tiny_weights), base / "study", images=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sonobreast.training.classical.TREES", 5)  # keeping a forest takes longer than fitting it
+        run_study(recipe, data, str(tiny_weights), base / "study", images=False)
     return base / "study", data
 
 
