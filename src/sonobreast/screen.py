@@ -336,9 +336,10 @@ def print_exported(bundle: Bundle, no_map: Mapping[str, str], refused: Mapping[s
 
 def _variant_sentence(one: Variant) -> str:
     seen = f" ({one.seen_in_training} of them seen in training by a member)" if one.seen_in_training else ""
+    slower = " (no faster, only smaller)" if one.milliseconds >= one.milliseconds_float32 else ""
     return (
         f"variant {one.name}: {one.milliseconds:.1f} ms an image here, the network itself "
-        f"{one.milliseconds_float32:.1f} ms; accuracy {100 * one.accuracy_difference:+.1f} points "
+        f"{one.milliseconds_float32:.1f} ms{slower}; accuracy {100 * one.accuracy_difference:+.1f} points "
         f"({100 * one.low:+.1f} to {100 * one.high:+.1f}), {100 * one.agreement:.1f} % of decisions alike, on "
         f"{one.images} test images{seen}"
     )

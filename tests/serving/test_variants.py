@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sonobreast.cli import _call
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.predictions import read_predictions
 from sonobreast.inspection.evaluate import find_runs
 from sonobreast.records import read_table
 from sonobreast.serving import export as exports
 from sonobreast.serving import variants
-from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle, check
+from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle, check, open_bundle
 from sonobreast.serving.export import export
 from sonobreast.serving.inference import infer
 from sonobreast.serving.predictor import load_predictor
@@ -28,14 +29,19 @@ def ready(study: tuple[Path, Path], single: Bundle, monkeypatch: pytest.MonkeyPa
     return find_runs([study[0]], "test_resnet-adam")[:1]
 
 
-def test_too_few_images_say_too_little(ready: list[Path], tmp_path: Path) -> None:
-    done = export(ready, tmp_path / "b", parity_images=3, variants=["int8", "float16"])
-    assert set(done.refused) == {"int8", "float16"}
-    assert "points" in done.refused["float16"]
-    assert done.bundle.about.variants == []
-    assert {p.name for p in done.bundle.folder.glob("*.onnx")} == {"model.onnx"}
+def test_too_few_images_say_too_little(
+    ready: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert _call(["export", str(ready[0]), str(tmp_path / "b"), "--variants", "int8, float16"], True) == 0
+    said = capsys.readouterr().out
+    for name in ("int8", "float16"):
+        assert f"variant {name}: not written; its accuracy differs by" in said
+    bundle = open_bundle(tmp_path / "b")
+    assert bundle.about.variants == []
+    assert {p.name for p in bundle.folder.glob("*.onnx")} == {"model.onnx"}
     with pytest.raises(SonobreastError, match="no variant"):
-        load_predictor(done.bundle, variant="int8")
+        load_predictor(bundle, variant="int8")
 
 
 def test_a_variant_that_is_kept_is_run_by_name(
@@ -61,7 +67,7 @@ def test_a_variant_that_is_kept_is_run_by_name(
         assert predictor.identity == f"{done.bundle.fingerprint}:{one.name}"
     check(done.bundle.folder)
     table = tmp_path / "inference.csv"
-    infer(load_predictor(done.bundle, variant="int8"), [image], table)
+    assert _call(["predict", str(done.bundle.folder), str(image), "--out", str(table), "--variant", "int8"], True) == 0
     assert read_table(table)[0]["bundle"].endswith(":int8")
     with pytest.raises(SonobreastError, match="another variant"):
         infer(load_predictor(done.bundle), [image], table)
