@@ -641,6 +641,12 @@ def export(
     configuration: Annotated[
         str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
     ] = None,
+    variants: Annotated[
+        str, typer.Option("--variants", metavar="LIST", help="int8,float16: also smaller forms, if they decide alike.")
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="The study's images, if moved; for --variants.")
+    ] = None,
 ) -> None:
     """Write a bundle that runs without PyTorch: one run, or several as one ensemble."""
     with Progress() as (stage, advance, say):
@@ -648,8 +654,10 @@ def export(
         from sonobreast.inspection.evaluate import find_runs
         from sonobreast.serving.export import export as write
 
-        done = write(find_runs(runs, configuration), bundle, progress=staged(stage, advance))
-    print_exported(done.bundle, done.no_map)
+        names = [v.strip() for v in variants.split(",") if v.strip()]
+        chosen = find_runs(runs, configuration)
+        done = write(chosen, bundle, variants=names, data=data, progress=staged(stage, advance))
+    print_exported(done.bundle, done.no_map, done.refused)
 
 
 @bundle_app.command("check")
@@ -676,6 +684,9 @@ def predict(
     spacing: Annotated[
         float | None, typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing of all images, in mm.")
     ] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", metavar="NAME", help="int8 or float16, where the bundle has it.")
+    ] = None,
 ) -> None:
     """Predict images with a bundle: one row an image. Research use only."""
     import json
@@ -683,7 +694,7 @@ def predict(
     from sonobreast.serving.inference import infer
     from sonobreast.serving.predictor import load_predictor
 
-    predictor = load_predictor(bundle)
+    predictor = load_predictor(bundle, variant=variant)
     with Progress() as (stage, advance, _):
         outcome = infer(
             predictor,

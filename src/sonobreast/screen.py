@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sonobreast.data.manifest import Manifest
     from sonobreast.evaluation.comparison import Family
     from sonobreast.models.listing import Listed
+    from sonobreast.serving.about import Variant
     from sonobreast.serving.bundle import Bundle, Checked
     from sonobreast.serving.inference import Outcome
     from sonobreast.training.study import Reporter
@@ -313,7 +314,7 @@ def say_report(report: Path) -> None:
     console().print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
-def print_exported(bundle: Bundle, no_map: Mapping[str, str]) -> None:
+def print_exported(bundle: Bundle, no_map: Mapping[str, str], refused: Mapping[str, str]) -> None:
     about, screen = bundle.about, console()
     parity = about.parity
     images = f"{parity.images} {'simulated ' if parity.simulated else ''}images"
@@ -323,12 +324,25 @@ def print_exported(bundle: Bundle, no_map: Mapping[str, str]) -> None:
         f"largest difference from PyTorch: {parity.largest_difference:.1e} in probability, on {images}",
         *(f"{run}: no Grad-CAM; {why}" for run, why in no_map.items()),
         *(f"needs {name} where it is used, to fill burned-in marks" for name in about.requirements),
+        *map(_variant_sentence, about.variants),
+        *(f"variant {name}: not written; {why}" for name, why in refused.items()),
         f"fingerprint: {bundle.fingerprint}",
         f"wrote {bundle.folder}",
         f"{about.intended_use[0].upper()}{about.intended_use[1:]}.",
     ]
     for line in lines:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _variant_sentence(one: Variant) -> str:
+    seen = f" ({one.seen_in_training} of them seen in training by a member)" if one.seen_in_training else ""
+    slower = " (no faster, only smaller)" if one.milliseconds >= one.milliseconds_float32 else ""
+    return (
+        f"variant {one.name}: {one.milliseconds:.1f} ms an image here, the network itself "
+        f"{one.milliseconds_float32:.1f} ms{slower}; accuracy {100 * one.accuracy_difference:+.1f} points "
+        f"({100 * one.low:+.1f} to {100 * one.high:+.1f}), {100 * one.agreement:.1f} % of decisions alike, on "
+        f"{one.images} test images{seen}"
+    )
 
 
 def print_checked(found: Checked) -> None:

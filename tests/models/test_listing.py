@@ -49,6 +49,12 @@ def test_parameters_are_those_of_the_real_network(name: str) -> None:
     assert found.classify.possible
 
 
+def test_what_scikit_learn_fits_has_no_graph_but_a_linear_layer_has() -> None:
+    for name, possible in (("LinearProbe:test_resnet", True), ("DeepFusion:test_resnet", False), ("test_vit", True)):
+        assert one(name).export.possible == possible, name
+    assert "scikit-learn" in one("RandomForest").export.why_not
+
+
 def test_a_transformer_has_no_maps_for_a_decoder() -> None:
     found = one("test_vit")
     assert not found.segment.possible

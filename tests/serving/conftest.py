@@ -15,14 +15,15 @@ from sonobreast.training.study import run_study
 
 @pytest.fixture(scope="session")
 def study(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A study of two folds: dense head, a joint network, a forest; mirror images averaged; and its data."""
+    """A study of two folds: dense head, a joint network, a linear probe, a forest; mirror images averaged; and
+    its data."""
     base = tmp_path_factory.mktemp("serving")
     data = write_busi(base / "data")
     recipe = tiny_recipe(
         {
             "data.subsample": None,
             "split": {"kind": "kfold", "folds": 2, "validation": 0.3},
-            "model.architectures": ["test_resnet", "joint:test_resnet", "RandomForest"],
+            "model.architectures": ["test_resnet", "joint:test_resnet", "LinearProbe:test_resnet", "RandomForest"],
             "model.backbone": "finetune",
             "segmentation": {"channels": [8, 8, 8], "shortcuts": 8},
             "head": {"hidden": [8], "dropout": 0.1, "init": "torch"},
@@ -32,7 +33,9 @@ def study(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
             "inference.flips": True,
         }
     )
-    run_study(recipe, data, str(tiny_weights), base / "study", images=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sonobreast.training.classical.TREES", 5)  # keeping a forest takes longer than fitting it
+        run_study(recipe, data, str(tiny_weights), base / "study", images=False)
     return base / "study", data
 
 

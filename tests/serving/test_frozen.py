@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from tests.fake import write_busi
 
 from sonobreast.data import manifest as manifests
+from sonobreast.data.preprocess import decode, prepare, scale
+from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.decision_rule import apply_rule, rule_from
 from sonobreast.evaluation.domain import distance
 from sonobreast.evaluation.predictions import read_predictions
@@ -19,10 +22,14 @@ from sonobreast.evaluation.rule_fitting import fit_rule, shipped_together
 from sonobreast.inspection.domain import training_domains
 from sonobreast.inspection.evaluate import find_runs
 from sonobreast.inspection.predict import predict, shares
+from sonobreast.models.listing import list_models
+from sonobreast.serving import export as exports
 from sonobreast.serving.about import Statistics, domain_statistics
 from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.export import export
-from sonobreast.serving.predictor import load_predictor
+from sonobreast.serving.predictor import load_predictor, softmax
+from sonobreast.training.fit import load_run
+from sonobreast.training.graph import Together
 
 
 def test_the_rule_is_the_studys(study: tuple[Path, Path], ensemble: Bundle) -> None:
@@ -81,24 +88,42 @@ def test_noise_is_farther_than_any_scan(study: tuple[Path, Path], ensemble: Bund
     assert judged.in_domain is False
 
 
-def test_folds_count_alike_in_the_graph(study: tuple[Path, Path], tmp_path: Path) -> None:
+def test_folds_count_alike_in_the_graph(
+    study: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     joint, dense = (find_runs([study[0]], f"{n}test_resnet-adam") for n in ("joint:", ""))
     runs = [joint[0], dense[0], joint[1]]
     np.testing.assert_allclose(shares(runs), [0.25, 0.25, 0.5])
-    bundle = export(runs, tmp_path / "bundle").bundle
+    taken: list[Together] = []
+
+    def take(whole: Together, size: int) -> bytes:
+        taken.append(whole)
+        raise SonobreastError("taken before it is written, which takes long")
+
+    monkeypatch.setattr(exports, "onnx_bytes", take)
+    with pytest.raises(SonobreastError, match="taken"):
+        export(runs, tmp_path / "bundle")
     found = manifests.build(study[1])
     wanted = predict(runs, found.root, found.cases[:5]).probability
-    predictor = load_predictor(bundle)
-    for case, p in zip(found.cases[:5], wanted, strict=True):
-        np.testing.assert_allclose(predictor.probability(found.path(case)), p, atol=1e-5)
+    settings = load_run(runs[0])[1].preprocess
+    pixels = np.stack([prepare(decode(found.path(c)), settings) for c in found.cases[:5]])
+    with torch.inference_mode():
+        [logits, *_] = taken[0](torch.from_numpy(scale(pixels, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))))
+    np.testing.assert_allclose(softmax(logits.numpy()), wanted, atol=1e-5)
 
 
-def test_without_the_studys_images_there_is_no_domain(study: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_linear_probe_is_exported_and_without_the_studys_images_has_no_domain(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
     moved = tmp_path / "study"
     shutil.copytree(study[0], moved)
     (moved / "manifest.csv").unlink()
-    [run, *_] = find_runs([moved], "test_resnet-adam")
+    [run, *_] = find_runs([moved], "LinearProbe:test_resnet-none")
     bundle = export([run], tmp_path / "bundle", parity_images=3).bundle
+    assert list_models(["LinearProbe:test_resnet"], "none")[0].export.possible
+    assert bundle.about.parity.simulated
+    assert bundle.about.parity.largest_difference < 1e-5
+    assert bundle.about.members[0].no_map == ""
     assert bundle.about.domain is None
     assert bundle.about.decision_rule is not None
     other = write_busi(tmp_path / "other", seed=5)

@@ -82,8 +82,7 @@ def decode(source: Path | bytes, frame: int = 0) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    transposed = ImageOps.exif_transpose(image)
-    image = image if transposed is None else transposed
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
@@ -95,7 +94,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if "A" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_mask(source: Path | bytes) -> NDArray[np.bool_]:

@@ -210,7 +210,7 @@ def _listed(one: Architecture, measured: _Measured | None, weights: str) -> List
         origin="",
         classify=Task(True),
         segment=_no_map(one),
-        export=Task(False, "scikit-learn fits it, and it has no graph") if one.kind == "classical" else Task(True),
+        export=_exports(one),
     )
     if measured is None or one.timm_name is None:
         return plain
@@ -239,6 +239,13 @@ def _entry(one: Architecture) -> Entry | None:
         return architecture(FUSION).entry
     same = (e for e in NETWORKS if e.timm_name == one.timm_name and architecture(e.name).kind == "network")
     return next(same, None)
+
+
+def _exports(one: Architecture) -> Task:
+    """A linear probe ends as a linear layer, whatever fitted it."""
+    if one.kind == "classical" and not one.probe:
+        return Task(False, "scikit-learn fits it, and it has no graph")
+    return Task(True)
 
 
 def _no_map(one: Architecture) -> Task:

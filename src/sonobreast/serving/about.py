@@ -19,6 +19,7 @@ from sonobreast.records import check_version
 
 ABOUT = "bundle.json"
 MODEL = "model.onnx"
+VARIANT_FILES = {"int8": "model.int8.onnx", "float16": "model.fp16.onnx"}
 INTENDED_USE = "research use only, not a medical device"
 LARGEST = 32 << 20  # bytes of bundle.json; domain statistics are its largest part
 REMEDY = "get the bundle again from whoever made it, or write it anew with `sonobreast export`"
@@ -183,6 +184,49 @@ class Parity(Part):
     tolerance: float = Field(gt=0.0)
 
 
+class Variant(Part):
+    """A smaller form of the network, and how it compared with the network itself on the study's test images.
+
+    Attributes
+    ----------
+    name, file : str
+    images, groups : int
+        Test images of the members' runs that it was judged on, and independent groups among them.
+    seen_in_training : int
+        Of those images, how many another member was trained on: on them the network is surer of itself.
+    accuracy : float
+        Of the variant.
+    accuracy_difference, low, high : float
+        Variant minus network, with its paired interval over groups (95 %).
+    agreement : float
+        Share of the images with the same class, the same decision about malignancy and the same one about the domain.
+    largest_difference : float
+        In probability.
+    mask_overlap : float or None
+        Mean Dice coefficient of its masks with the network's; None where nothing segments.
+    milliseconds, milliseconds_float32 : float
+        Median for one image through the variant and through the network, where the bundle was written.
+    expected : dict of str to float
+        Probabilities of the self-test, before calibration.
+    """
+
+    name: Literal["int8", "float16"]
+    file: str
+    images: int = Field(ge=1)
+    groups: int = Field(ge=1)
+    seen_in_training: int = Field(ge=0)
+    accuracy: Share
+    accuracy_difference: float
+    low: float
+    high: float
+    agreement: Share
+    largest_difference: Share
+    mask_overlap: float | None
+    milliseconds: float = Field(ge=0.0)
+    milliseconds_float32: float = Field(ge=0.0)
+    expected: dict[str, Share]
+
+
 class About(Part):
     """The content of ``bundle.json``.
 
@@ -221,6 +265,8 @@ class About(Part):
     licences : dict
         Of code, weights and data.
     parity : Parity
+    variants : list of Variant
+        Other forms of the network, which `predict` takes when it is told to.
     files : dict
         Name in the bundle -> digest and size; ``bundle.json`` and its own digest excepted.
     """
@@ -243,6 +289,7 @@ class About(Part):
     metrics: dict[str, Any] | None
     licences: dict[str, Any]
     parity: Parity
+    variants: list[Variant] = []
     files: dict[str, File]
 
     @field_validator("files")
@@ -265,6 +312,13 @@ class About(Part):
             raise ValueError("preprocess.scaling is unit in a bundle: the rest is inside the graph")
         if ("mask" in self.outputs) != (self.mask_threshold is not None):
             raise ValueError("mask_threshold belongs to an output mask")
+        for one in self.variants:
+            if (
+                one.file != VARIANT_FILES[one.name]
+                or one.file not in self.files
+                or set(one.expected) != set(self.classes)
+            ):
+                raise ValueError(f"variant {one.name} is not of this bundle")
         rule = self.rule
         if rule is not None and (rule.classes != self.classes or set(rule.quantiles) != set(self.classes)):
             raise ValueError("decision_rule is of other classes")

@@ -28,6 +28,8 @@ SELF_TEST_EXPECTED = "self_test/expected.json"
 MODEL_CARD = "model_card.md"
 TOLERANCE = 1e-3
 """Largest difference in probability between PyTorch at export and the bundle anywhere."""
+VARIANT_TOLERANCE = 0.05
+"""The same of a variant, between where it was written and anywhere: coarse numbers are rounded elsewhere there."""
 _CHUNK = 1 << 20
 
 
@@ -83,20 +85,20 @@ def open_bundle(folder: Path, *, only: tuple[str, ...] | None = None) -> Bundle:
     return Bundle(folder, about, fingerprint)
 
 
-def network_bytes(bundle: Bundle) -> bytes:
-    """The network's file, compared with its digest: what is read is what is run.
+def network_bytes(bundle: Bundle, name: str = MODEL) -> bytes:
+    """The network's file, or a variant's, compared with its digest: what is read is what is run.
 
     Raises
     ------
     SonobreastError
         If the file was altered.
     """
-    path = _plain_file(bundle.folder, MODEL)
+    path = _plain_file(bundle.folder, name)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise _altered(path, "cannot be read") from error
-    if hashlib.sha256(content).hexdigest() != bundle.about.files[MODEL].sha256:
+    if hashlib.sha256(content).hexdigest() != bundle.about.files[name].sha256:
         raise _altered(path, "was altered or damaged")
     return content
 
@@ -137,6 +139,16 @@ def check(folder: Path) -> Checked:
             file=image,
             remedy="do not use the bundle here; say which processor and which version of onnxruntime this is",
         )
+    for one in bundle.about.variants:
+        found = load_predictor(bundle, variant=one.name).probability(image)
+        gap = max(abs(float(p) - one.expected[c]) for c, p in zip(bundle.about.classes, found, strict=True))
+        if not gap <= VARIANT_TOLERANCE:
+            raise SonobreastError(
+                f"the self-test of the variant {one.name} differs by {gap:.2g} in probability; at most "
+                f"{VARIANT_TOLERANCE} is allowed",
+                file=folder / one.file,
+                remedy="use the bundle here without --variant; say which processor this is",
+            )
     return Checked(bundle, difference)
 
 

@@ -45,6 +45,7 @@ from sonobreast.serving.about import INTENDED_USE, MODEL, About, domain_statisti
 from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.onnx_file import inspect
 from sonobreast.serving.predictor import INPUT, open_session, softmax
+from sonobreast.serving.variants import Made, check_names, judges, make_variants
 from sonobreast.training.fit import TrainedNetwork, load_run, read_config
 from sonobreast.training.graph import Member, Together, together
 
@@ -66,10 +67,13 @@ class Exported:
     bundle : Bundle
     no_map : dict of str to str
         Run -> why it has no Grad-CAM.
+    refused : dict of str to str
+        Variant -> why it was not kept.
     """
 
     bundle: Bundle
     no_map: dict[str, str]
+    refused: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,13 @@ class _Run:
 
 
 def export(
-    runs: Sequence[Path], out: Path, *, parity_images: int = PARITY_IMAGES, progress: Progress | None = None
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    parity_images: int = PARITY_IMAGES,
+    variants: Sequence[str] = (),
+    data: Path | None = None,
+    progress: Progress | None = None,
 ) -> Exported:
     """Write a bundle of one run, or of several as one ensemble.
 
@@ -95,6 +105,10 @@ def export(
     parity_images : int
         On how many images the graph is compared with PyTorch: those of the study where they are at hand, else fewer
         simulated ones, and the bundle says which.
+    variants : sequence of str
+        ``int8``, ``float16``: smaller forms of the graph, kept if they decide alike (`sonobreast.serving.variants`).
+    data : Path or None
+        Folder of the study's images, for the variants; None: where the study's manifest says.
     progress : callable or None
         Told the stage, what is done, and of how many.
 
@@ -106,6 +120,7 @@ def export(
     """
     tell = progress or (lambda stage, done, total: None)
     bundles.refuse_taken(out)
+    check_names(variants)
     members = [_loaded(run) for run in runs]
     _refuse_different(members)
     recipe = members[0].recipe
@@ -131,7 +146,10 @@ def export(
         "tolerance": bundles.TOLERANCE,
     }
     picture, expected = _self_test(members, weights)
+    made = _variants(variants, content, about, members, picture, data, tell)
+    about["variants"] = made.about
     files = {
+        **made.files,
         MODEL: content,
         bundles.SELF_TEST_IMAGE: picture,
         bundles.SELF_TEST_EXPECTED: expected,
@@ -140,7 +158,7 @@ def export(
     written = bundles.write_bundle(out, about, files)
     bundles.check(out)
     no_map = {m.folder.name: t.no_map for m, t in zip(members, whole.cards, strict=True) if t.no_map}
-    return Exported(written, no_map)
+    return Exported(written, no_map, made.refused)
 
 
 def onnx_bytes(whole: Together, size: int) -> bytes:
@@ -215,6 +233,23 @@ def _refuse_different(members: Sequence[_Run]) -> None:
         else:
             continue
         raise SonobreastError(what, file=one.folder, remedy="give runs of one study")
+
+
+def _variants(
+    names: Sequence[str],
+    content: bytes,
+    about: Mapping[str, Any],
+    members: Sequence[_Run],
+    picture: bytes,
+    data: Path | None,
+    tell: Progress,
+) -> Made:
+    if not names:
+        return Made()
+    table = pd.concat([read_predictions(m.folder / "predictions.csv") for m in members], ignore_index=True)
+    settings = members[0].recipe.preprocess
+    judged = judges(members[0].folder.parent.parent, table, settings, data, tell)
+    return make_variants(names, content, about, judged, prepare(decode(picture), settings), tell)
 
 
 def _about(members: Sequence[_Run], whole: Together, opset: int) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def infer(
         out.parent.mkdir(parents=True, exist_ok=True)
         with quiet(), out.open("ab") as table:
             _alone(table, out)
-            done = _resume(out, columns, predictor.bundle.fingerprint, spacing_mm)
+            done = _resume(out, columns, predictor.identity, spacing_mm)
             kept = len(done.frames)
             todo = [f for f in files if shown(f) not in done.complete]
             finished = len(files) - len(todo)
@@ -269,7 +269,7 @@ def row_of(
         "lesion_diameter_px": None if lesion is None else round(lesion.diameter_px, 2),
         "lesion_diameter_mm": None if lesion is None or lesion.diameter_mm is None else round(lesion.diameter_mm, 2),
         "spacing_mm": spacing,
-        "bundle": predictor.bundle.fingerprint,
+        "bundle": predictor.identity,
         "schema_version": SCHEMA_VERSION,
     }
 
@@ -436,7 +436,7 @@ def _resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: flo
                 if row is None:
                     break  # torn: what follows was never finished
                 if row["bundle"] != fingerprint:
-                    raise _foreign(out, "was written with another bundle")
+                    raise _foreign(out, "was written with another bundle, or another variant of it")
                 if spacing_mm is not None and row["spacing_mm"] != str(spacing_mm):
                     raise _foreign(out, f"was written with the spacing {row['spacing_mm'] or 'not known'}")
                 done.frames.add((row["file"], int(row["frame"])))

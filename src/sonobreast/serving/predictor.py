@@ -84,6 +84,12 @@ class Predictor:
     bundle: Bundle
     session: Any
     domain: Domain | None = None
+    variant: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What stands for it in tables: the bundle's fingerprint, with ``:VARIANT`` where one is run."""
+        return self.bundle.fingerprint + (f":{self.variant}" if self.variant else "")
 
     def prepared(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A decoded image, uint8 (H, W, 3), as the networks see it: uint8 (S, S, 3)."""
@@ -183,7 +189,7 @@ class Predictor:
         )
 
 
-def load_predictor(bundle: Bundle | Path, *, threads: int | None = None) -> Predictor:
+def load_predictor(bundle: Bundle | Path, *, threads: int | None = None, variant: str | None = None) -> Predictor:
     """Open the network of a bundle.
 
     Parameters
@@ -192,6 +198,8 @@ def load_predictor(bundle: Bundle | Path, *, threads: int | None = None) -> Pred
         A folder is opened first (`open_bundle`).
     threads : int or None
         Within one run of the network; None: one for each core, up to 4.
+    variant : str or None
+        ``int8`` or ``float16``, where the bundle has it; None: the network itself.
 
     Raises
     ------
@@ -203,10 +211,21 @@ def load_predictor(bundle: Bundle | Path, *, threads: int | None = None) -> Pred
     opened = open_bundle(bundle, only=()) if isinstance(bundle, Path) else bundle
     for name in opened.about.requirements:
         _require(name, opened)
-    content = network_bytes(opened)
-    inspect(content, MODEL)
+    file = MODEL
+    if variant is not None:
+        there = {str(v.name): v.file for v in opened.about.variants}
+        if variant not in there:
+            raise SonobreastError(
+                f"this bundle has no variant {variant[:40]!r}" + (f"; it has {', '.join(there)}" if there else ""),
+                file=opened.folder,
+                remedy="leave --variant away, or write the bundle anew with --variants",
+            )
+        file = there[variant]
+    content = network_bytes(opened, file)
+    inspect(content, file)
     known = opened.about.statistics
-    return Predictor(opened, open_session(content, opened, threads), None if known is None else known.domain())
+    domain = None if known is None else known.domain()
+    return Predictor(opened, open_session(content, opened, threads), domain, variant)
 
 
 def open_session(content: bytes, bundle: Bundle, threads: int | None = None) -> Any:
