@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from sonobreast.config import Augment
 from sonobreast.data.phantom import simulate
@@ -101,11 +102,16 @@ def test_each_does_what_it_says(scan: U8) -> None:
     assert darker[:80].mean() < darker[-80:].mean() or scan[-80:].mean() < scan[:80].mean()
     sizes = [corrupt(scan, "crop", s, 5).shape for s in range(6)]
     assert [h for h, _ in sizes] == [240, 228, 216, 192, 168, 144]
-    bars = [int((corrupt(scan, "aspect", s) == 0).all(axis=0).sum()) for s in (1, 3, 5)]
-    assert bars[0] < bars[1] < bars[2]
+    for strength, factor in ((1, 1.1), (3, 1.35), (5, 1.75)):
+        squeezed = corrupt(scan, "aspect", strength)
+        inner = round(scan.shape[1] / factor)
+        left = (scan.shape[1] - inner) // 2
+        wanted = np.asarray(Image.fromarray(scan).resize((inner, scan.shape[0]), Image.Resampling.BILINEAR))
+        assert (squeezed[:, left : left + inner] == wanted).all()
+        assert (squeezed[:, :left] == wanted[:, :left][:, ::-1]).all()  # the mirror image, no black bar
 
 
-def test_crops_and_aspect_leave_the_pixels_that_stay(scan: U8) -> None:
+def test_crops_leave_the_pixels_that_stay(scan: U8) -> None:
     window = corrupt(scan, "crop", 3, 9)
     views = np.lib.stride_tricks.sliding_window_view(scan, window.shape)
     assert (views == window).all(axis=(2, 3)).any()

@@ -245,14 +245,18 @@ def _crop(image: U8, percent: float, rng: np.random.Generator) -> U8:
 
 
 def _aspect(image: U8, factor: float, rng: np.random.Generator) -> U8:
-    """Squeezed from the sides, black beside it: the picture keeps its size, so that no resizing undoes it."""
+    """Squeezed from the sides, its mirror image beside it: the picture keeps its size, so that no resizing undoes it.
+
+    Black bars would be a change of their own, and a greater one: with them a network lost as much at the least strength
+    as at the greatest.
+    """
     del rng
     height, width = image.shape[:2]
     inner = max(1, round(width / factor))
     left = (width - inner) // 2
-    out = np.zeros_like(image)
-    out[:, left : left + inner] = np.asarray(Image.fromarray(image).resize((inner, height), Image.Resampling.BILINEAR))
-    return out
+    squeezed = np.asarray(Image.fromarray(image).resize((inner, height), Image.Resampling.BILINEAR))
+    sides = ((0, 0), (left, width - inner - left), *[(0, 0)] * (image.ndim - 2))
+    return np.pad(squeezed, sides, mode="symmetric")
 
 
 def _mirror(image: U8, percent: float, rng: np.random.Generator) -> U8:
@@ -384,7 +388,7 @@ def _kinds() -> list[Corruption]:
              "so much of width and height cut off, at a drawn place: another export window",
              "% of each side", "−{:g} %", (5, 10, 20, 30, 40), _crop, True),
         kind("aspect", "Aspect ratio",
-             "squeezed from the sides, black beside it: pixels that are not square, lesions look taller",
+             "squeezed from the sides, the mirror image beside it: pixels that are not square, lesions look taller",
              "factor", "×{:g}", (1.1, 1.2, 1.35, 1.5, 1.75), _aspect, True),
         kind("mirror", "Mirror",
              "left and right exchanged in so many of a hundred images: the probe turned round",
