@@ -81,11 +81,15 @@ def test_an_image_is_answered_as_the_predictor_says(client: httpx.Client, predic
     np.testing.assert_allclose(list(result["probability"].values()), wanted.probability, atol=1e-6)
     assert list(result["probability"]) == list(wanted.classes)
     assert (result["predicted"], result["malignant"]) == (wanted.predicted, wanted.malignant)
-    assert (result["calibrated"], result["conformal_set"], result["abstains"]) == (False, None, None)
+    assert wanted.conformal is not None
+    assert result["conformal_set"] == list(wanted.conformal)
+    assert (result["calibrated"], result["abstains"]) == (True, len(wanted.conformal) != 1)
+    assert result["domain_score"] == pytest.approx(wanted.domain_score, abs=1e-6)
+    assert result["in_domain"] == wanted.in_domain
     assert (result["width"], result["height"], result["layers"]) == (wanted.width, wanted.height, None)
     assert result["lesion"]["area_px"] == wanted.lesion.area_px  # type: ignore[union-attr]
     assert result["lesion"]["diameter_mm"] is None
-    assert len(content["unknown"]) == 3
+    assert content["unknown"] == []  # a rule and a training domain came with the bundle
 
 
 def test_many_files_keep_their_order_and_errors_stay_beside_theirs(client: httpx.Client, scan: bytes) -> None:
