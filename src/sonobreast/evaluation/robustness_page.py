@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sonobreast.evaluation.plots import BLUE, GREEN, GREY, ORANGE, STYLE, VERMILION, png
 from sonobreast.evaluation.robustness import TITLES
@@ -71,6 +72,7 @@ def summary_plot(frame: pd.DataFrame) -> Figure:
             axis.hlines(y, part["low"], part["high"], color=colour, lw=1.8)
             axis.plot(part["estimate"], y, marker, color=colour, ms=5, label=model)
         axis.set_title(f"{TITLES[metric].split(',')[0]}: mean loss")
+        axis.xaxis.set_major_locator(MaxNLocator(5))  # more would touch one another
     axes[0].set_yticks(range(len(kinds)), kinds)
     axes[0].set_ylim(len(kinds) - 0.4, -0.6)
     if len(models) > 1:
