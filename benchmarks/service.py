@@ -55,7 +55,7 @@ def fresh_bundle(folder: Path) -> Path:
         "preprocess.size=224",
         "model.architectures=[MobileNetV2]",
         "training.optimizers=[adam]",
-        "training.learning_rates=null",
+        "training.learning_rates={}",
         "training.epochs=1",
     ]
     run_study(load_recipe("quick", overrides), folder / "images", "none", folder / "study", images=False)
