@@ -113,6 +113,7 @@ def listen(settings: Settings) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((settings.host, settings.port))
+        found.listen(_CONNECTIONS)  # whoever reads the address may connect at once, and waits until it is answered
     except OSError as error:
         found.close()
         raise SonobreastError(
