@@ -212,6 +212,23 @@ def test_bilinear_and_bicubic_keep_a_ramp() -> None:
         assert np.abs(found[30, 2:-2, 0] - expected[2:-2]).max() <= 1.5, name
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "area"])
+@pytest.mark.parametrize("shape", [(61, 97), (500, 33), (1, 1), (1, 2), (10, 10)])
+def test_a_grey_image_is_resized_as_one_with_a_tint_would_be(shape: tuple[int, int], interpolation: str) -> None:
+    """One channel is resized instead of three; a single coloured pixel takes the other way."""
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(0, 256, (*shape, 1), dtype=np.uint8), 3, axis=2)
+    settings = Preprocess(size=32, interpolation=interpolation)
+    filters = {"nearest": 0, "bilinear": 2, "bicubic": 3, "area": 4}  # Pillow's numbers
+    whole = np.asarray(Image.fromarray(grey).resize((32, 32), Image.Resampling(filters[interpolation])))
+    np.testing.assert_array_equal(resize(grey, settings), whole)
+    for channel in range(3):
+        coloured = grey.copy()
+        coloured[-1, -1, channel] ^= 255
+        wanted = np.asarray(Image.fromarray(coloured).resize((32, 32), Image.Resampling(filters[interpolation])))
+        np.testing.assert_array_equal(resize(coloured, settings), wanted)
+
+
 @pytest.mark.parametrize("shape", [(30, 90), (90, 30), (1, 500), (500, 1), (64, 64)])
 def test_padding_keeps_the_aspect(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 200, np.uint8)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sonobreast.data.dicom import is_dicom
 from sonobreast.errors import SonobreastError
 from sonobreast.serving import layers, wording
 from sonobreast.serving.predictor import Prediction, Predictor
@@ -15,6 +17,7 @@ from sonobreast.serving.readers import Frame, Limits, read
 _ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
 _SCANS = 100  # of a progressive JPEG: ordinary ones have about ten, a hostile one as many as bytes allow
 _LONGEST, _SHORT = 8, 256  # the longer side is at most 8 times the shorter one; small pictures may be anything
+_ORDER = ("report", "segmentation", "image").index
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -55,6 +58,21 @@ class Layers(_Part):
     picture: str | None = Field(description="The image itself as base64 PNG, for formats that a browser cannot show.")
 
 
+class DicomFile(_Part):
+    """One DICOM object, to be sent to the archive by whoever wants it there."""
+
+    kind: str = Field(description="report (SR), segmentation (SEG), or image: the frame of a clip that was segmented.")
+    content: str = Field(description="Base64 of a DICOM file. It names the patient as the source file does.")
+
+
+class DicomAnswer(_Part):
+    """What is said of a DICOM image in DICOM; only where it was asked for."""
+
+    files: list[DicomFile]
+    notes: list[str] = Field(description="What a person has to know about them.")
+    error: Problem | None = Field(default=None, description="Why there are no files.")
+
+
 class Result(_Part):
     """Of one picture of one file: either ``error``, or everything else."""
 
@@ -77,6 +95,9 @@ class Result(_Part):
     warnings: list[str] = Field(default_factory=list, description="What must not be overlooked.")
     words: dict[str, str] = Field(default_factory=dict, description="decision, reason, set, size: in plain words.")
     layers: Layers | None = None
+    dicom: DicomAnswer | None = Field(
+        default=None, description="null where the file is no DICOM, or was not asked for."
+    )
 
 
 class BundleName(_Part):
@@ -103,6 +124,30 @@ class ErrorAnswer(_Part):
     request: str = Field(description="Number of the request in the log.")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a sender wants beside the values.
+
+    Attributes
+    ----------
+    layers : bool
+        Maps and mask.
+    picture : bool
+        The image itself.
+    dicom : bool
+        Report and segmentation of a DICOM file.
+    """
+
+    layers: bool = False
+    picture: bool = False
+    dicom: bool = False
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it is given for one file at a time only."""
+        return self.layers or self.picture or self.dicom
+
+
 class NetworkFault(Exception):
     """The network itself cannot be run: a fault of this service, not of the image."""
 
@@ -114,8 +159,7 @@ def answer_file(
     *,
     limits: Limits,
     spacing_mm: float | None = None,
-    with_layers: bool = False,
-    with_picture: bool = False,
+    wanted: Wanted | None = None,
 ) -> list[Result]:
     """Results of one file: one for each of its pictures, or one that says what is wrong with it.
 
@@ -128,7 +172,8 @@ def answer_file(
     limits : Limits
     spacing_mm : float or None
         Stated by the sender; what the file itself states goes before it.
-    with_layers, with_picture : bool
+    wanted : Wanted or None
+        None: the values alone.
 
     Raises
     ------
@@ -136,11 +181,15 @@ def answer_file(
         If the network cannot be run.
     """
     results: list[Result] = []
+    wanted = wanted or Wanted()
     try:
         _refuse_many_scans(content)
         for frame in read(content, limits):
             _refuse_strip(frame)
-            results.append(_result(predictor, index, frame, spacing_mm, with_layers, with_picture))
+            found, result = _result(predictor, index, frame, spacing_mm, wanted)
+            if wanted.dicom and is_dicom(content):
+                result = result.model_copy(update={"dicom": _dicom(predictor, content, found)})
+            results.append(result)
     except SonobreastError as error:
         what = _ADDRESS.sub("the file", error.what)[:300]
         # A film that is damaged at its end has told no whole story: nothing of it is shown
@@ -149,8 +198,8 @@ def answer_file(
 
 
 def _result(
-    predictor: Predictor, index: int, frame: Frame, spacing_mm: float | None, with_layers: bool, with_picture: bool
-) -> Result:
+    predictor: Predictor, index: int, frame: Frame, spacing_mm: float | None, wanted: Wanted
+) -> tuple[Prediction, Result]:
     height, width = frame.image.shape[:2]
     spacing = spacing_mm if frame.spacing_mm is None else frame.spacing_mm
     prepared = predictor.prepared(frame.image)
@@ -165,7 +214,7 @@ def _result(
         "reason": wording.reason(found, about),
         "size": wording.size(found),
     }
-    return Result(
+    return found, Result(
         file=index,
         frame=frame.index,
         frames=frame.count,
@@ -183,8 +232,21 @@ def _result(
         lesion=_lesion(found),
         warnings=wording.warnings(found, about),
         words={k: v for k, v in words.items() if v},
-        layers=_layers(found, frame, about.preprocess.aspect, with_picture) if with_layers or with_picture else None,
+        layers=_layers(found, frame, about.preprocess.aspect, wanted) if wanted.layers or wanted.picture else None,
     )
+
+
+def _dicom(predictor: Predictor, content: bytes, found: Prediction) -> DicomAnswer | None:
+    from sonobreast.serving.dicom_answers import make_answers  # pydicom and highdicom are slow to import
+
+    try:
+        made = make_answers(predictor, content, found)
+    except SonobreastError as error:
+        return DicomAnswer(files=[], notes=[], error=Problem(what=error.what, remedy=error.remedy))
+    if made is None:
+        return None
+    files = [DicomFile(kind=kind, content=layers.text(made.files[kind])) for kind in sorted(made.files, key=_ORDER)]
+    return DicomAnswer(files=files, notes=list(made.notes))
 
 
 def _lesion(found: Prediction) -> Lesion | None:
@@ -198,14 +260,14 @@ def _lesion(found: Prediction) -> Lesion | None:
     )
 
 
-def _layers(found: Prediction, frame: Frame, aspect: str, with_picture: bool) -> Layers:
+def _layers(found: Prediction, frame: Frame, aspect: str, wanted: Wanted) -> Layers:
     maps = {
         name: Map(png=layers.text(png), maximum=top) for name, (png, top) in layers.map_layers(found, aspect).items()
     }
     return Layers(
         maps=maps,
         mask=None if found.mask is None else layers.text(layers.mask_layer(found.mask)),
-        picture=layers.text(layers.picture(frame.image)) if with_picture else None,
+        picture=layers.text(layers.picture(frame.image)) if wanted.picture else None,
     )
 
 
@@ -221,7 +283,8 @@ def _refuse_strip(frame: Frame) -> None:
 def _refuse_many_scans(content: bytes) -> None:
     """Each scan of a progressive JPEG goes over all pixels again, and costs the sender a few bytes.
 
-    Compressed data of other formats holds the same two bytes by chance once in 64 KiB.
+    DICOM and TIFF may hold such a JPEG, too; PNG does not. Compressed data of other formats holds the same two bytes by
+    chance once in 64 KiB.
     """
-    if content.count(b"\xff\xda") > _SCANS + len(content) // (1 << 14):
+    if content[:4] != b"\x89PNG" and content.count(b"\xff\xda") > _SCANS + len(content) // (1 << 14):
         raise SonobreastError("the picture has too many scans", remedy="save it anew as PNG or plain JPEG")

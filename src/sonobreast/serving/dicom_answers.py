@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sonobreast import __version__
 from sonobreast.data.dicom import is_dicom
-from sonobreast.serving.dicom_out import Algorithm, Finding, Written, write_dicom
+from sonobreast.serving.dicom_out import Algorithm, Finding, Made, Written, make_dicom, write_dicom
 from sonobreast.serving.predictor import Prediction, Predictor
 
 
@@ -17,10 +17,8 @@ def write_answers(
 
     Parameters
     ----------
-    predictor : Predictor
-    source : Path or bytes
-        The file that ``found`` is about; its middle frame was judged.
-    found : Prediction
+    predictor, source, found
+        As `make_answers`.
     folder : Path
     stem : str
         Begins the files' names.
@@ -37,12 +35,41 @@ def write_answers(
     """
     if not is_dicom(source):
         return None
+    return write_dicom(source, folder, _finding(found), _algorithm(predictor), stem=stem)
+
+
+def make_answers(predictor: Predictor, source: Path | bytes, found: Prediction) -> Made | None:
+    """The same in memory.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    source : Path or bytes
+        The file that ``found`` is about; its middle frame was judged.
+    found : Prediction
+
+    Returns
+    -------
+    Made or None
+        None where the source is no DICOM file.
+
+    Raises
+    ------
+    SonobreastError
+        As `sonobreast.serving.dicom_out.make_dicom`.
+    """
+    return make_dicom(source, _finding(found), _algorithm(predictor)) if is_dicom(source) else None
+
+
+def _finding(found: Prediction) -> Finding:
     probabilities = {c: float(p) for c, p in zip(found.classes, found.probability, strict=True)}
     mask = found.mask if found.mask is not None and found.mask.any() else None
-    finding = Finding(probabilities, mask, None, tuple(comments(found)))
-    about = predictor.bundle.about
-    algorithm = Algorithm(about.title, __version__, (f"bundle {predictor.bundle.fingerprint[:16]}",))
-    return write_dicom(source, folder, finding, algorithm, stem=stem)
+    return Finding(probabilities, mask, None, tuple(comments(found)))
+
+
+def _algorithm(predictor: Predictor) -> Algorithm:
+    bundle = predictor.bundle
+    return Algorithm(bundle.about.title, __version__, (f"bundle {bundle.fingerprint[:16]}",))
 
 
 def comments(found: Prediction) -> list[str]:

@@ -72,7 +72,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Written:
-    """The files, and what a person has to know about them.
+    """The files on disk, and what a person has to know about them.
 
     Attributes
     ----------
@@ -91,6 +91,47 @@ class Written:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Made:
+    """The files in memory, and what a person has to know about them.
+
+    Attributes
+    ----------
+    files : dict of str to bytes
+        ``report``; ``segmentation`` where there is a mask; ``image``, the frame of a clip that it belongs to.
+    long_axis_mm : float or None
+        None without mask or pixel spacing.
+    notes : tuple of str
+    """
+
+    files: dict[str, bytes]
+    long_axis_mm: float | None
+    notes: tuple[str, ...]
+
+
+def make_dicom(source: Path | bytes, finding: Finding, algorithm: Algorithm, *, region: str | int = "largest") -> Made:
+    """Report and segmentation of one DICOM image, in memory.
+
+    Parameters
+    ----------
+    source : Path or bytes
+    finding : Finding
+    algorithm : Algorithm
+    region : {"largest"} or int
+        As the picture was read.
+
+    Raises
+    ------
+    SonobreastError
+        If highdicom is not installed; if the source cannot be read or referred to; if the mask has another size than
+        the picture or the probabilities are none.
+    """
+    require_highdicom()
+    image = read_dicom(source, frames="middle" if finding.frame is None else (finding.frame,), region=region, key=b"-")
+    _check(finding, image)
+    return _guarded(lambda: _make(source, image, finding, algorithm), source if isinstance(source, Path) else None)
+
+
 def write_dicom(
     source: Path | bytes,
     folder: Path,
@@ -104,27 +145,19 @@ def write_dicom(
 
     Parameters
     ----------
-    source : Path or bytes
+    source, finding, algorithm, region
+        As `make_dicom`.
     folder : Path
         Made if missing. Files: ``report.dcm``, ``segmentation.dcm`` and, for a clip, ``image.dcm``.
-    finding : Finding
-    algorithm : Algorithm
-    region : {"largest"} or int
-        As the picture was read.
     stem : str
         Begins the files' names, where several images go into one folder.
 
     Raises
     ------
     SonobreastError
-        If highdicom is not installed; if the source cannot be read or referred to; if the mask has another size than
-        the picture or the probabilities are none; if a file is there already or cannot be written.
+        As `make_dicom`; if a file is there already or cannot be written.
     """
-    require_highdicom()
-    image = read_dicom(source, frames="middle" if finding.frame is None else (finding.frame,), region=region, key=b"-")
-    _check(finding, image)
-    name = source if isinstance(source, Path) else None
-    made = _guarded(lambda: _make(source, image, finding, algorithm), name)
+    made = make_dicom(source, finding, algorithm, region=region)
     prefix = f"{stem}-" if stem else ""
     paths = {kind: folder / f"{prefix}{kind}.dcm" for kind in made.files}
     for path in paths.values():
@@ -170,14 +203,7 @@ def _check(finding: Finding, image: DicomImage) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Made:
-    files: dict[str, bytes]
-    long_axis_mm: float | None
-    notes: tuple[str, ...]
-
-
-def _guarded(make: Callable[[], _Made], name: Path | None) -> _Made:
+def _guarded(make: Callable[[], Made], name: Path | None) -> Made:
     """highdicom's errors quote values of the file; what passes here does not, and no traceback leads to them."""
     try:
         with hushed():
@@ -190,7 +216,7 @@ def _guarded(make: Callable[[], _Made], name: Path | None) -> _Made:
     raise SonobreastError(what, file=name, remedy=remedy)
 
 
-def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: Algorithm) -> _Made:
+def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: Algorithm) -> Made:
     from sonobreast.serving.dicom_report import report
 
     origin = read_source(source)
@@ -217,7 +243,7 @@ def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: 
     comments = (RESEARCH_USE, *notes, *finding.comments)
     said = report(origin, derived, segmentation, image.numbers[0], finding.probabilities, length, algorithm, comments)
     files["report"] = _bytes(said)
-    return _Made(files, length, tuple(notes))
+    return Made(files, length, tuple(notes))
 
 
 def on_screen(mask: NDArray[np.bool_], image: DicomImage) -> NDArray[np.bool_]:

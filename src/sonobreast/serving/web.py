@@ -25,7 +25,7 @@ from sonobreast import __version__
 from sonobreast.data.preprocess import quiet
 from sonobreast.serving import counters as counting
 from sonobreast.serving import wording
-from sonobreast.serving.answer import Answer, BundleName, ErrorAnswer, NetworkFault, Result, answer_file
+from sonobreast.serving.answer import Answer, BundleName, ErrorAnswer, NetworkFault, Result, Wanted, answer_file
 from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle
 from sonobreast.serving.gate import App, drain, gate
 from sonobreast.serving.predictor import Predictor, load_predictor
@@ -200,11 +200,13 @@ def _app(
         request: Request,
         overlays: Annotated[bool, Query(description="Also give maps and mask as PNG.")] = False,
         picture: Annotated[bool, Query(description="Also give the image as PNG.")] = False,
+        dicom: Annotated[bool, Query(description="Also give report and segmentation of a DICOM file.")] = False,
         spacing_mm: Annotated[
             float | None,
             Query(ge=1e-4, le=10.0, allow_inf_nan=False, description="Pixel spacing, where the file states none."),
         ] = None,
     ) -> Response:
+        wanted = Wanted(layers=overlays, picture=picture, dicom=dicom)
         boundary = boundary_of(request.headers.get("content-type", ""))
         length = _length(request)
         if length > settings.body:
@@ -217,15 +219,15 @@ def _app(
                 contents = await read_upload(
                     request.stream(), boundary, body=settings.body, file=settings.file, files=settings.files
                 )
-                if len(contents) > 1 and (overlays or picture):
-                    raise Refused(413, "pictures are given for one file at a time", "send one file in an upload")
+                if len(contents) > 1 and wanted.heavy:
+                    raise Refused(
+                        413, "pictures and DICOM are given for one file at a time", "send one file in an upload"
+                    )
                 request.scope["state"]["said"] = {"files": len(contents), "bytes": sum(map(len, contents))}
                 if not room.take_images(len(contents)):
                     return await _later(request, room, counters, settings)
                 for index, content in enumerate(contents):
-                    futures.append(
-                        _submit(pool, room, predictor, index, content, settings, spacing_mm, overlays, picture)
-                    )
+                    futures.append(_submit(pool, room, predictor, index, content, settings, spacing_mm, wanted))
                 del contents
                 found = await asyncio.gather(*map(asyncio.wrap_future, futures))
         except TimeoutError:
@@ -286,7 +288,7 @@ def _app(
     return app
 
 
-_PARAMETERS = frozenset({"overlays", "picture", "spacing_mm"})
+_PARAMETERS = frozenset({"overlays", "picture", "dicom", "spacing_mm"})
 
 
 def _submit(
@@ -297,23 +299,14 @@ def _submit(
     content: bytes,
     settings: Settings,
     spacing_mm: float | None,
-    overlays: bool,
-    picture: bool,
+    wanted: Wanted,
 ) -> Future[list[Result]]:
     """Hand one file to the workers; its place is free again when it is done, also where nobody waits any more."""
     began: list[float] = []
 
     def work() -> list[Result]:
         began.append(time.monotonic())
-        return answer_file(
-            predictor,
-            index,
-            content,
-            limits=settings.limits,
-            spacing_mm=spacing_mm,
-            with_layers=overlays,
-            with_picture=picture,
-        )
+        return answer_file(predictor, index, content, limits=settings.limits, spacing_mm=spacing_mm, wanted=wanted)
 
     future = pool.submit(work)
     future.add_done_callback(lambda _: room.give_image(began[0] if began else None))

@@ -146,9 +146,10 @@ async function viewable(file) {
 async function predict({ card, file, mm }) {
   if (model && file.size > model.limits.file_bytes) throw new Problem("The file is too large: " + Math.ceil(file.size / 1048576) + " MB.", "Export the picture itself, at screen size.");
   card.state.textContent = "Being predicted …";
-  const form = new FormData();
-  form.append("files", new Blob([await read(file)], { type: "application/octet-stream" }), "image");
+  const form = new FormData(), content = await read(file);
+  form.append("files", new Blob([content], { type: "application/octet-stream" }), "image");
   const query = new URLSearchParams({ overlays: "true" });
+  if (isDicom(content)) query.set("dicom", "true");
   if (!(await viewable(file))) query.set("picture", "true");
   if (mm !== null) query.set("spacing_mm", String(mm));
   const onwait = () => { card.state.textContent = "The service is busy; this image waits its turn …"; };
@@ -168,6 +169,10 @@ async function predict({ card, file, mm }) {
 
 async function read(file) {
   try { return await file.arrayBuffer(); } catch { throw new Problem("The file cannot be read by this browser.", "Check that it still exists and is no folder."); }
+}
+
+function isDicom(content) {
+  return content.byteLength > 132 && String.fromCharCode(...new Uint8Array(content, 128, 4)) === "DICM";
 }
 
 // --- cards ---------------------------------------------------------------------------------------------------------
@@ -243,8 +248,31 @@ function show(card) {
       "Research use only, not a medical device. " + answer.bundle.title + ", fingerprint " + answer.bundle.fingerprint.slice(0, 12) + ", sonobreast " + answer.sonobreast];
     save(await drawSheet(card.shown, card.select.value, ...shares(card), lines), "image/png", stem(card.name) + ".png");
   });
+  offerDicom(card);
   find(".body").hidden = false;
   $("unknown").replaceChildren(...(answer.unknown.length ? [make("p", "soft small", answer.unknown.join(" "))] : []));
+}
+
+const DICOM_TITLES = { report: "Report (SR)", segmentation: "Segmentation (SEG)", image: "Judged frame (image)" };
+
+function offerDicom(card) {
+  const given = card.shown.result.dicom, box = card.element.querySelector(".dicom");
+  box.hidden = !given;
+  if (!given) return;
+  const buttons = box.querySelector(".buttons"), notes = box.querySelector(".notes");
+  for (const { kind, content } of given.files) {
+    const button = make("button", "save-dicom", DICOM_TITLES[kind] || kind);
+    button.type = "button";
+    button.setAttribute("aria-label", "Download DICOM: " + (DICOM_TITLES[kind] || kind));
+    button.addEventListener("click", () => save(bytesOf(content, "application/dicom"), "", stem(card.name) + "-" + kind + ".dcm"));
+    buttons.append(button);
+  }
+  const said = given.error ? [sentence(given.error.what) + " " + sentence(given.error.remedy)] : given.notes.map(sentence);
+  if (given.files.length) {
+    if (!given.files.some((f) => f.kind === "segmentation")) said.unshift("No lesion is outlined, so there is no segmentation.");
+    said.push("These files belong to the study of the image and name the patient as it does.");
+  }
+  notes.replaceChildren(...said.map((text) => make("li", "", text)));
 }
 
 function setUpLayers(card) {
@@ -328,7 +356,7 @@ function tell() {
 }
 
 function plain(shown) {
-  const { layers, file, ...result } = shown.result;
+  const { layers, dicom, file, ...result } = shown.result;
   const { intended_use, sonobreast, bundle, unknown } = shown.answer;
   return { intended_use, name: shown.name, sonobreast, bundle, unknown, result };
 }

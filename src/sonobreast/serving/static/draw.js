@@ -1,10 +1,10 @@
 "use strict";
 // Pictures: the image with its layers on a canvas, and the picture that is downloaded. No network, no page.
 
-function bytesOf(base64) {
+function bytesOf(base64, type = "image/png") {
   const text = atob(base64), bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return new Blob([bytes], { type: "image/png" });
+  return new Blob([bytes], { type });
 }
 
 // The bitmaps of one result: the image, the map of one class, the mask; null where there is none.
