@@ -5,12 +5,13 @@ Needs the training install and httpx.
     python benchmarks/service.py [--bundle BUNDLE] [--images 100] [--rounds 3] [--clients 32] [--seconds 20]
 
 The bundle is MobileNetV2 (no mirror images averaged), fresh and seeded, unless one is given. The service is a process
-of its own (``sonobreast serve``); the client sends a 500 x 500 PNG (simulated ultrasound) and reads the whole answer.
-Eager PyTorch is what a script does: Pillow decodes and resizes, timm's network of the same name predicts, softmax; in
-the benchmark's process, without HTTP. The two take turns, round by round, and never run at the same time. Each is given
-all cores. Keras is measured where it is installed (``make bench-keras`` makes an environment of its own; it is not
-looked for there). Then many clients send at once for a while; every answer is compared with the first: one that
-differs, fails, or is lost is counted. The clients share the cores with the service.
+of its own (``sonobreast serve``); the client sends a 500 x 500 PNG (simulated ultrasound) over a connection that stays
+open (``http.client``) and reads the whole answer. Eager PyTorch is what a script does: Pillow decodes and resizes,
+timm's network of the same name predicts, softmax; in the benchmark's process, without HTTP. Keras is the same with its
+own MobileNetV2 and ``model.predict``, in a process of its own (``make bench-keras`` first; left out where that is
+missing). They take turns, round by round, and never run at the same time; each is given all cores. Then many clients
+send at once for a while; every answer is compared with the first: one that differs, fails, or is lost is counted. The
+clients share the cores with the service.
 
 Prints one JSON line last; ``load`` is the machine's load before the start: on a busy machine read the ratios and the
 processor time of an image, which is that of the service's process only.
@@ -19,7 +20,7 @@ processor time of an image, which is that of the service's process only.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import http.client
 import io
 import json
 import os
@@ -40,6 +41,7 @@ import numpy as np
 from PIL import Image
 
 SIDE = 500
+BOUNDARY = "a-boundary-that-no-image-holds"
 
 
 def fresh_bundle(folder: Path) -> Path:
@@ -94,6 +96,13 @@ def service(bundle: Path) -> Iterator[tuple[str, int]]:
         process.wait(60)
 
 
+def form(content: bytes) -> tuple[bytes, dict[str, str]]:
+    """Body and head of an upload."""
+    head = b'Content-Disposition: form-data; name="files"; filename="image"\r\nContent-Type: image/png\r\n\r\n'
+    body = b"--" + BOUNDARY.encode() + b"\r\n" + head + content + b"\r\n--" + BOUNDARY.encode() + b"--\r\n"
+    return body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
 def upload(client: httpx.Client, content: bytes) -> httpx.Response:
     return client.post("/v1/predict", files=[("files", ("image", content, "image/png"))])
 
@@ -115,28 +124,42 @@ def eager() -> Callable[[bytes], Any]:
     return predict
 
 
-def keras() -> Callable[[bytes], Any] | None:
-    """The plain way in Keras, where it is installed."""
-    if importlib.util.find_spec("keras") is None:
-        return None
-    import keras as library
+@contextmanager
+def keras(content: bytes, folder: Path) -> Iterator[Callable[[int], tuple[list[float], float]] | None]:
+    """Milliseconds of each of n predictions in Keras, and the processor's for one; None where it is not installed."""
+    python = Path(__file__).parent / ".keras" / "bin" / "python"
+    if not python.exists():
+        yield None
+        return
+    (folder / "image.png").write_bytes(content)
+    command = [str(python), str(Path(__file__).parent / "keras_predict.py"), str(folder / "image.png")]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
 
-    network = library.applications.MobileNetV2(weights=None, classes=3)
+    def predict(n: int) -> tuple[list[float], float]:
+        process.stdin.write(f"{n}\n")
+        process.stdin.flush()
+        found = json.loads(process.stdout.readline())
+        return found["ms"], found["processor_ms"] / n
 
-    def predict(content: bytes) -> Any:
-        image = Image.open(io.BytesIO(content)).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
-        return network.predict(np.asarray(image, np.float32)[None] / 255.0, verbose=0)
+    try:
+        yield predict
+    finally:
+        process.stdin.close()
+        process.wait(60)
 
-    return predict
 
-
-def times(call: Callable[[], Any], n: int) -> list[float]:
-    found = []
+def timed(call: Callable[[], Any], n: int, pid: int) -> tuple[list[float], float]:
+    """Milliseconds of each of n calls, and the processor's of a process for one."""
+    found, spent = [], processor_ms(pid)
     for _ in range(n):
         began = time.perf_counter()
         call()
         found.append(1000.0 * (time.perf_counter() - began))
-    return found
+    return found, (processor_ms(pid) - spent) / n
 
 
 def processor_ms(pid: int) -> float:
@@ -209,25 +232,41 @@ def main() -> None:
     a = parser.parse_args()
     busy = os.getloadavg()[0]
     content = picture()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, keras(content, Path(folder)) as keras_ms:
         bundle = a.bundle or fresh_bundle(Path(folder))
-        others = {"eager PyTorch": eager(), "keras": keras()}
-        found: dict[str, list[float]] = {"service": [], **{k: [] for k, v in others.items() if v is not None}}
-        with service(bundle) as (address, pid), httpx.Client(base_url=address, trust_env=False) as client:
-            ways = {"service": lambda: upload(client, content).raise_for_status()}
-            ways |= {k: (lambda v=v: v(content)) for k, v in others.items() if v is not None}
+        network, (body, head) = eager(), form(content)
+        with service(bundle) as (address, pid):
+            connection = http.client.HTTPConnection(address.removeprefix("http://"))
+
+            def ask() -> None:
+                connection.request("POST", "/v1/predict", body, head)
+                answer = connection.getresponse()
+                if answer.status != 200 or b'"probability":{' not in answer.read():
+                    raise SystemExit(f"the service answered {answer.status}")
+
+            def served(n: int) -> tuple[list[float], float]:
+                connection.close()  # the service has closed it while the others had their turn
+                ask()
+                return timed(ask, n, pid)
+
+            ways: dict[str, Callable[[int], tuple[list[float], float]]] = {
+                "service": served,
+                "eager PyTorch": lambda n: timed(lambda: network(content), n, os.getpid()),
+            }
+            if keras_ms is not None:
+                ways["keras"] = keras_ms
             for way in ways.values():
-                times(way, 10)
+                way(20)
+            found: dict[str, list[float]] = {k: [] for k in ways}
             rounds: dict[str, list[float]] = {k: [] for k in ways}
             processor: dict[str, list[float]] = {k: [] for k in ways}
             for _ in range(a.rounds):
                 for name, way in ways.items():
-                    worker = pid if name == "service" else os.getpid()
-                    spent = processor_ms(worker)
-                    taken = times(way, a.images)
-                    processor[name].append((processor_ms(worker) - spent) / a.images)
+                    taken, spent = way(a.images)
+                    processor[name].append(spent)
                     found[name] += taken
                     rounds[name].append(statistics.median(taken))
+            connection.close()
             crowd = load(address, pid, content, a.clients, a.seconds)
     ratios = {
         k: round(statistics.median(t / s for t, s in zip(rounds[k], rounds["service"], strict=True)), 2)
@@ -244,7 +283,7 @@ def main() -> None:
                     for k, v in found.items()
                 },
                 "processor_ms": {k: round(statistics.median(v), 1) for k, v in processor.items()},
-                "keras": "measured" if "keras" in found else "not measured: not installed",
+                "keras": "measured" if "keras" in found else "not measured: `make bench-keras` first",
                 "crowd": crowd,
                 "load": round(busy, 1),
                 "cores": os.cpu_count(),
