@@ -232,6 +232,7 @@ def open_session(content: bytes, bundle: Bundle, threads: int | None = None) -> 
     """An ONNX Runtime session of a network's bytes, whose input and outputs are those that the bundle says."""
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # it may have been imported before this package could forbid it
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or max(1, min(4, os.cpu_count() or 1))
     options.inter_op_num_threads = 1
