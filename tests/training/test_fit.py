@@ -125,6 +125,9 @@ def test_a_reloaded_joint_run_predicts_and_segments_what_it_wrote(
         assert np.mean(written != (wanted >= 0.5)) < 0.01  # the network's map was kept in 255ths
     history = read_table(run / "history.csv", ("validation_dice",))
     assert all(0.0 <= float(r["validation_dice"]) <= 1.0 for r in history)
+    assert is_finished(run)
+    (run / "segmentation.csv").unlink()
+    assert not is_finished(run)  # else its study's Dice would be that of the other runs, without a word
 
 
 def test_both_tasks_are_learnt(tiny_weights: Path, images: Images) -> None:

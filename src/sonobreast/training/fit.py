@@ -276,7 +276,8 @@ def prediction_rows(
 def is_finished(folder: Path) -> bool:
     """Whether a run folder is complete: it is renamed into place as the last step, and nobody removed a file."""
     trained = any((folder / name).is_file() for name in (_WEIGHTS, classical.FILE))
-    return trained and all((folder / name).is_file() for name in _RUN_FILES)
+    segmented = (folder / "segmentation.csv").is_file() or not (folder / "masks").is_dir()
+    return trained and segmented and all((folder / name).is_file() for name in _RUN_FILES)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
