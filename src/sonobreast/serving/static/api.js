@@ -25,10 +25,11 @@ function table(head, rows) {
 }
 async function main() {
   const spec = await (await fetch("/openapi.json")).json();
-  document.getElementById("about").textContent = spec.info.description;
+  document.getElementById("about").textContent = spec.info.description.replaceAll("`", "");
   document.getElementById("example").textContent = "curl -F files=@scan.png '" + location.origin + "/v1/predict?spacing_mm=0.1'";
   const paths = document.getElementById("paths"), schemas = document.getElementById("schemas");
-  for (const [path, methods] of Object.entries(spec.paths)) for (const [method, o] of Object.entries(methods)) {
+  const first = Object.entries(spec.paths).sort(([a], [b]) => (b === "/v1/predict") - (a === "/v1/predict"));
+  for (const [path, methods] of first) for (const [method, o] of Object.entries(methods)) {
     paths.append(make("h2", method.toUpperCase() + " " + path), make("p", o.summary + "."));
     if (o.requestBody) paths.append(make("p", "Body: multipart/form-data with one or more parts named files."));
     if (o.parameters) paths.append(table(["query", "type", "meaning"], o.parameters.map((p) => [p.name, kind(p.schema), p.description || p.schema.description || ""])));
