@@ -20,7 +20,7 @@ import pytest
 from tests import dicom_files as files
 from tests.dicom_files import KEY, SECRETS, compressed, content, dataset, phantom, save, seen_by_dcmtk
 
-from sonobreast.data.dicom import decode_rgb, is_dicom, read_dicom, read_each_region, sample
+from sonobreast.data.dicom import contents, decode_rgb, is_dicom, read_dicom, sample
 from sonobreast.data.pseudonym import pseudonym, pseudonym_key
 from sonobreast.errors import SonobreastError
 
@@ -213,12 +213,41 @@ def test_of_a_split_screen_the_largest_region_is_read_or_each() -> None:
     assert np.array_equal(image.frames[0], phantom().image[:, :52])
     assert image.n_regions == 2
     assert any("split" in n.text for n in image.notes)
-    left, right = read_each_region(data, key=KEY)
+    assert contents(data).n_regions == 2
+    left, right = (read(data, region=r) for r in (1, 2))
     assert np.array_equal(left.frames[0], image.frames[0])
     assert np.array_equal(right.frames[0], phantom().image[:, 56:])
     assert right.spacing_mm == pytest.approx((0.1, 0.1))
-    assert np.array_equal(read(data, region=2).frames[0], right.frames[0])
+    assert (left.region.number, right.region.number) == (1, 2)
+    assert any("region 1 of 2 from the left (columns 1 to 52, rows 49 to 144)" in n.text for n in left.notes)
     assert "no B-mode region 3" in refusal(data, region=3)
+    ds = dataset()
+    del ds.SequenceOfUltrasoundRegions
+    assert "no B-mode region 2" in refusal(ds, region=2)
+    assert read(content(ds), region=1).region is None
+
+
+def test_a_region_that_is_named_twice_is_one() -> None:
+    from copy import deepcopy
+
+    ds = dataset()
+    twin = deepcopy(ds.SequenceOfUltrasoundRegions[0])
+    ds.SequenceOfUltrasoundRegions.append(twin)
+    assert contents(content(ds)).n_regions == 1
+    assert read(content(ds)).notes == ()
+    assert read(content(ds)).spacing_mm is not None
+    twin.PhysicalDeltaX = twin.PhysicalDeltaY = 0.05
+    assert read(content(ds)).spacing_mm is None
+
+
+def test_what_contradicts_itself_has_no_millimetres() -> None:
+    ds = dataset()
+    ds.PixelSpacing = [phantom().spacing_mm * 1.01] * 2
+    assert read(content(ds)).spacing_mm == pytest.approx((phantom().spacing_mm,) * 2)
+    ds.PixelSpacing = [phantom().spacing_mm * 1.5] * 2
+    image = read(content(ds))
+    assert image.spacing_mm is None
+    assert [n.code for n in image.notes] == ["dicom-doubtful-spacing"]
 
 
 def test_colour_flow_beside_the_picture_leaves_it_and_on_it_refuses() -> None:
@@ -262,10 +291,18 @@ def test_a_tinted_picture_is_grey_again() -> None:
 
 def test_regions_outside_of_the_picture_are_cut_to_it() -> None:
     ds = dataset()
-    ds.SequenceOfUltrasoundRegions[0].RegionLocationMaxY1 = 100_000
-    assert read(content(ds)).frames[0].shape == (96, 96)
-    ds.SequenceOfUltrasoundRegions[0].RegionLocationMinX0 = 95
-    assert "none of the 1 ultrasound region" in refusal(ds)
+    region = ds.SequenceOfUltrasoundRegions[0]
+    region.RegionLocationMaxY1 = ds.Rows  # one too many, as some scanners count
+    assert read(content(ds)).notes == ()
+    region.RegionLocationMaxY1 = 100_000
+    image = read(content(ds))
+    assert image.frames[0].shape == (96, 96)
+    assert image.spacing_mm is None
+    assert [n.code for n in image.notes] == ["dicom-doubtful-spacing"]
+    region.RegionLocationMinX0 = 95
+    assert "outside of the picture or is smaller" in refusal(ds)
+    region.RegionLocationMinX0, region.RegionLocationMaxX1 = 90, 10
+    assert "outside of the picture or is smaller" in refusal(ds)
 
 
 @pytest.mark.parametrize(("units", "delta"), [(1, 0.01), (3, 0.0), (3, 99.0), (3, None)])
@@ -294,7 +331,7 @@ def test_frames_are_sampled_by_rule(tmp_path: Path) -> None:
     ends = read(path, frames="ends")
     assert ends.numbers == (1, 3, 5)
     assert all(np.array_equal(f, clip.frames[n - 1]) for f, n in zip(ends.frames, ends.numbers, strict=True))
-    assert "of 5 frames" in ends.notes[0].text
+    assert "frame 1, 3, 5 of the 5 frames" in ends.notes[0].text
 
 
 @pytest.mark.parametrize("syntax", ["native", "rle"])
