@@ -361,7 +361,7 @@ def test_500_frames_need_no_more_memory_than_one(syntax: str, tmp_path: Path, mo
     assert peak < 1.5e6
 
 
-def test_frames_in_several_fragments_need_the_offset_table() -> None:
+def test_frames_in_several_fragments_are_found_by_the_offset_table_or_by_how_they_begin() -> None:
     from pydicom.encaps import encapsulate
 
     ds = dataset(n_frames=2)
@@ -376,7 +376,16 @@ def test_frames_in_several_fragments_need_the_offset_table() -> None:
     ds.PixelData = encapsulate(frames, fragments_per_frame=3)
     assert all(np.array_equal(a, b) for a, b in zip(read(content(ds), frames="ends").frames, expected, strict=True))
     ds.PixelData = encapsulate(frames, fragments_per_frame=3, has_bot=False)
+    assert all(np.array_equal(a, b) for a, b in zip(read(content(ds), frames="ends").frames, expected, strict=True))
+    ds.NumberOfFrames = 3
     assert "no offset table" in refusal(ds)
+    for wrong in (1, None):
+        ds.NumberOfFrames = wrong
+        assert "hold 2 pictures, NumberOfFrames (0028,0008) says 1" in refusal(ds)
+    ds = dataset(n_frames=2)
+    ds.compress(RLE, generate_instance_uid=False)
+    ds.NumberOfFrames = 1
+    assert "hold 2 pictures" in refusal(ds)
 
 
 # Refusals
@@ -509,7 +518,7 @@ def test_deep_and_signed_pictures_without_a_window_are_refused() -> None:
         ({"BitsAllocated": 1}, "BitsAllocated (0028,0100) is 1"),
         ({"BitsStored": 12}, "BitsStored (0028,0101) 12"),
         ({"HighBit": 4}, "HighBit"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "without a palette"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "without a whole palette"),
     ],
 )
 def test_what_is_no_b_mode_picture(change: dict[str, Any], words: str) -> None:
@@ -547,6 +556,115 @@ def test_palette_in_big_endian_is_refused(tmp_path: Path) -> None:
         files.in_syntax(files.with_photometric("PALETTE COLOR"), files.NATIVE["big endian"]), tmp_path / "a.dcm"
     )
     assert "big endian" in refusal(path)
+
+
+def test_pixel_data_longer_than_the_header_says_are_sheared_or_of_another_kind() -> None:
+    ds = dataset()
+    ds.Columns -= 1
+    assert "longer than the header says" in refusal(ds)
+    clip = dataset(n_frames=5)
+    del clip.NumberOfFrames
+    assert "for 1 frame(s) of 136 x 144" in refusal(clip)
+    deep = dataset()
+    deep.PixelData = np.frombuffer(deep.PixelData, np.uint8).astype("<u2").tobytes()
+    assert "longer" in refusal(deep)
+    padded = dataset()
+    padded.PixelData += b"\0" * 4
+    assert np.array_equal(picture(content(padded)), phantom().image)
+
+
+def test_full_colour_that_is_called_subsampled_is_read_as_what_it_is() -> None:
+    ds = files.with_photometric("YBR_FULL")
+    expected = picture(content(ds))
+    ds.PhotometricInterpretation = "YBR_FULL_422"
+    assert np.array_equal(picture(content(ds)), expected)
+    ds = files.with_photometric("YBR_FULL_422")
+    expected = picture(content(ds))
+    ds.PlanarConfiguration = 1  # has no meaning there
+    assert np.array_equal(picture(content(ds)), expected)
+
+
+def test_colours_of_another_photometric_interpretation_are_no_tint() -> None:
+    grey = files.colours(dataset())
+    frame = files.pillow_frame(grey, "JPEG")
+    length = int.from_bytes(frame[4:6], "big")
+    bare = frame[:2] + frame[4 + length :]  # without JFIF the decoder believes the header
+    ds = compressed(files.with_photometric("RGB"), JPEG, [bare], "YBR_FULL")
+    assert np.abs(picture(content(ds)).astype(int) - grey[48:, :96]).max() < 40
+    ds.PhotometricInterpretation = "RGB"
+    assert "black is coloured" in refusal(ds)
+    ds.PhotometricInterpretation = "YBR_RCT"
+    assert "JPEG 2000 only" in refusal(ds)
+    native = files.with_photometric("RGB")
+    native.PhotometricInterpretation = "YBR_ICT"
+    assert "JPEG 2000 only" in refusal(native)
+    whole = files.pillow_frame(grey, "JPEG2000", irreversible=False, mct=1, no_jp2=True)
+    wrong = compressed(files.with_photometric("RGB"), J2K_LOSSLESS, [whole], "YBR_FULL")
+    assert "black is coloured" in refusal(wrong)
+
+
+def test_what_would_turn_black_to_white_is_refused() -> None:
+    from pydicom.dataset import Dataset
+
+    for photometric, shape in (("MONOCHROME2", "INVERSE"), ("MONOCHROME1", "IDENTITY")):
+        ds = files.with_photometric(photometric)
+        ds.PresentationLUTShape = shape
+        assert f"is {shape}, but the image is {photometric}" in refusal(ds)
+    ds = dataset()
+    ds.RescaleSlope, ds.RescaleIntercept = -1, 255
+    assert "negative RescaleSlope" in refusal(ds)
+    ds = dataset()
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [256, 0, 8], "US", bytes(range(255, -1, -1))
+    table["LUTData"].VR = "OW"
+    ds.ModalityLUTSequence = [table]
+    assert "Modality LUT" in refusal(ds)
+
+
+def test_palettes_that_are_not_whole() -> None:
+    ds = files.with_photometric("PALETTE COLOR")
+    red = np.frombuffer(ds.RedPaletteColorLookupTableData, "<u2")
+    for channel in ("Red", "Green", "Blue"):
+        data = np.frombuffer(ds[f"{channel}PaletteColorLookupTableData"].value, "<u2") >> 8
+        setattr(ds, f"{channel}PaletteColorLookupTableData", data.astype("<u2").tobytes())
+    assert "lower 8 only" in refusal(ds)
+    ds = files.with_photometric("PALETTE COLOR")
+    del ds.GreenPaletteColorLookupTableData
+    assert "without a whole palette" in refusal(ds)
+    ds.SegmentedGreenPaletteColorLookupTableData = np.concatenate([[0, 256], red]).astype("<u2").tobytes()
+    assert "segmented" in refusal(ds)
+
+
+def test_bombs_are_stopped_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    import struct
+    import tracemalloc
+
+    from sonobreast.data import dicom_header
+
+    monkeypatch.setattr(dicom_header, "MAX_READS", 10_000)
+
+    def at_patient(extra: bytes) -> bytes:
+        data = content(dataset())
+        place = data.index(b"\x10\x00\x10\x00PN")
+        return data[:place] + extra + data[place:]
+
+    sequence, item, end = b"\x09\x00\x10\x10SQ\0\0\xff\xff\xff\xff", b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+    few = sequence + (item + b"\0\0\0\0") * 1_000 + end
+    assert np.array_equal(picture(at_patient(few)), phantom().image)
+    many = at_patient(sequence + (item + b"\0\0\0\0") * 50_000 + end)
+    runs = bytes([129, 0]) * 1_000_000
+    rle = compressed(dataset(), RLE, [struct.pack("<16L", 1, 64, *[0] * 14) + runs])
+    screens = dataset()
+    screens.SequenceOfUltrasoundRegions = list(screens.SequenceOfUltrasoundRegions) * 2000
+    for data, words in (
+        (many, "more elements"),
+        (content(rle), "more bytes in RLE"),
+        (content(screens), "more than 64"),
+    ):
+        tracemalloc.start()
+        assert words in refusal(data)
+        assert tracemalloc.get_traced_memory()[1] < 12e6
+        tracemalloc.stop()
 
 
 # Identifiers

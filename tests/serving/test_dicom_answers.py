@@ -101,7 +101,7 @@ def test_an_answer_that_a_stop_left_half_written_is_written_anew(
     assert (outcome.predicted, outcome.problems) == (1, 0)
     assert sorted(p.name for p in (tmp_path / "dicom").iterdir()) == names
     report, segmentation = (pydicom.dcmread(tmp_path / "dicom" / n) for n in names)
-    assert segmentation.SOPInstanceUID in {u for u in _uids(report)}
+    assert segmentation.SOPInstanceUID in set(_uids(report))
 
 
 def _uids(ds: Any) -> Iterator[str]:
@@ -178,7 +178,7 @@ def test_pictures_by_choice(clip: Path, choice: Choice, wanted: list[tuple[int, 
 def test_words_that_are_no_choice(clip: Path) -> None:
     assert choice_of("5", "2") == Choice(5, 2)
     for words in (("all", "each"), ("0", "each"), ("middle", "0"), ("middle", "left")):
-        with pytest.raises(SonobreastError, match="is given as|are given as"):
+        with pytest.raises(SonobreastError, match="given as"):
             choice_of(*words)
     with pytest.raises(SonobreastError, match="no B-mode region 3") as caught:
         list(pictures(clip, choice=Choice("middle", 3)))

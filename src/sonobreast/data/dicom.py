@@ -358,6 +358,6 @@ def _device(ds: Any) -> str:
 
 def _pixel_spacing(ds: Any) -> tuple[float, float] | None:
     values = ds.get("PixelSpacing")
-    if values is None or isinstance(values, str) or len(values) != 2:
+    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != 2:
         return None
     return plausible(float(values[0]), float(values[1]))

@@ -230,6 +230,13 @@ def without_colour(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if share < _COLOURED_SHARE:
         return picture
     if _is_tint(picture):
+        low, high = np.percentile(picture.reshape(-1, 3)[:: max(1, picture.size // 600_000)], (1, 99), axis=0)
+        if np.any((high >= _SATURATED) & (low > high / 2)):
+            raise refuse(
+                "black is coloured: the colours are not those of the PhotometricInterpretation (0028,0004) that the "
+                "file states",
+                "the header was changed without the pixels, or the other way round: export the image again",
+            )
         return np.asarray((picture @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8))
     raise refuse(
         f"{share:.0%} of the pixels are coloured: this is Doppler or elastography, not B-mode",
