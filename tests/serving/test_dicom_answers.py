@@ -248,6 +248,34 @@ def test_a_stopped_clip_goes_on_and_other_choices_have_other_tables(
     assert out.read_bytes() == whole
 
 
+def test_of_a_long_clip_no_more_than_a_batch_is_held(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sonobreast.serving import inference
+
+    begun: list[int] = []
+    read = inference.read
+    monkeypatch.setattr(inference, "read", lambda *a, **k: begun.append(k["first"]) or read(*a, **k))
+    clip = files.save(split_clip(10), tmp_path / "clip.dcm")
+    infer(predictor, [clip], tmp_path / "out.csv", choice=Choice(10, "each"))
+    assert begun == [0, inference.BATCH, 2 * inference.BATCH]
+    rows = rows_of(tmp_path / "out.csv")
+    assert [(r["dicom_frame"], r["region"]) for r in rows] == [(str(f), str(r)) for f in range(1, 11) for r in (1, 2)]
+
+
+def test_limits_hold_before_a_pixel_is_decoded_and_a_clip_may_be_larger_than_memory(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sonobreast.data import dicom_frames
+
+    assert len(list(pictures(clip, Limits(bytes=1000)))) == 1  # a file is not read as a whole
+    with pytest.raises(SonobreastError, match="many bytes"):
+        list(pictures(clip.read_bytes(), Limits(bytes=1000)))
+    monkeypatch.setattr(dicom_frames, "_decode", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(SonobreastError, match="many pixels"):
+        list(pictures(clip, Limits(pixels=136 * 144 - 1)))
+
+
 def test_files_of_a_pacs_have_no_ending_and_answers_are_no_scans(
     predictor: Predictor, clip: Path, tmp_path: Path
 ) -> None:

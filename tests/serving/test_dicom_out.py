@@ -200,6 +200,73 @@ def test_what_is_missing_or_wrong_in_the_source_does_not_stop_it(tmp_path: Path)
     assert read_back(written.report).PatientSex == ""
 
 
+@pytest.mark.parametrize("n_frames", [1, 4])
+def test_of_a_split_screen_the_stated_half_is_outlined_where_it_is(n_frames: int, tmp_path: Path) -> None:
+    """Rows, columns and both spacings differ, so that nothing may be taken for another."""
+    from copy import deepcopy
+
+    ds = dataset(n_frames=n_frames)
+    left = ds.SequenceOfUltrasoundRegions[0]
+    right = deepcopy(left)
+    left.RegionLocationMaxX1, right.RegionLocationMinX0 = 51, 56
+    right.PhysicalDeltaX, right.PhysicalDeltaY = 0.01, 0.02
+    ds.SequenceOfUltrasoundRegions = [right, left]
+    mask = np.zeros((96, 40), bool)
+    mask[10:20, 5:35] = True
+    written = write_dicom(content(ds), tmp_path, finding(mask=mask), ALGORITHM, region=2)
+    all_valid(written)
+    assert written.long_axis_mm == pytest.approx(np.hypot(10 * 0.2, 30 * 0.1))
+    drawn = read_back(written.segmentation or Path()).pixel_array.squeeze().astype(bool)
+    if n_frames == 1:
+        whole = np.zeros((144, 136), bool)
+        whole[58:68, 61:91] = True
+        assert np.array_equal(drawn, whole)
+    else:
+        assert np.array_equal(drawn, mask)
+        image = read_dicom(written.image or Path(), key=KEY)
+        assert np.array_equal(image.frames[0], read_dicom(content(ds), region=2, key=KEY).frames[0])
+        assert image.spacing_mm == pytest.approx((0.2, 0.1))
+    assert any("region 2 of 2 from the left" in t for t in texts(read_back(written.report)))
+
+
+def test_a_spacing_that_is_given_goes_before_that_of_the_file(tmp_path: Path) -> None:
+    written = write_dicom(content(dataset()), tmp_path, finding(spacing_mm=0.5), ALGORITHM)
+    all_valid(written)
+    assert written.long_axis_mm == pytest.approx(measure(phantom().mask, 0.5).diameter_mm)
+    assert any("given by hand" in t for t in texts(read_back(written.report)))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_a_clip_of_one_frame(mask: bool, tmp_path: Path) -> None:
+    ds = dataset()
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"
+    written = write_dicom(content(ds), tmp_path, finding() if mask else finding(mask=None), ALGORITHM)
+    all_valid(written)
+    assert (written.image is not None) == mask
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientBirthDate", "00000000"),
+        ("StudyDate", "20001399"),
+        ("StudyTime", "256199"),
+        ("PatientName", "x" * 70),
+        ("PatientName", "A^B^C^D^E^F"),
+        ("PatientName", "A=B=C=D"),
+    ],
+)
+def test_values_that_no_valid_file_has_are_left_empty(keyword: str, value: str, tmp_path: Path) -> None:
+    ds = dataset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setattr(ds, keyword, value)
+        data = content(ds)
+    written = write_dicom(data, tmp_path, finding(), ALGORITHM)
+    all_valid(written)
+    assert str(read_back(written.report)[keyword].value or "") == ""
+
+
 def test_mistakes_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     data = content(dataset())
     wrong = [
@@ -209,6 +276,7 @@ def test_mistakes_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
         (data, finding(frame=2), "there are 1"),
         (data[:-99], finding(), "end too early"),
         (content(_without_uid()), finding(), "StudyInstanceUID is missing"),
+        (content(_retired()), finding(), "a retired one"),
     ]
     for source, said, words in wrong:
         with pytest.raises(SonobreastError, match=words):
@@ -225,6 +293,12 @@ def test_mistakes_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
 def _without_uid() -> Any:
     ds = dataset()
     del ds.StudyInstanceUID
+    return ds
+
+
+def _retired() -> Any:
+    ds = dataset()
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.6"
     return ds
 
 

@@ -184,7 +184,7 @@ def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: 
     files: dict[str, bytes] = {}
     base, derived, segmentation, length = origin, None, None, None
     if mask is not None:
-        if image.n_frames > 1:
+        if "NumberOfFrames" in origin:
             base = derived = derived_image(origin, image)
             notes.append(
                 "segmentations of clips are not written by highdicom: the frame was stored as an image of its own, "

@@ -230,13 +230,19 @@ def _ends(item: _Prepared | _Problem) -> int:
 def _prepared(
     predictor: Predictor, files: Sequence[Path], frames: set[Key], limits: Limits, choice: Choice, *, keep: bool
 ) -> Iterator[_Prepared | _Problem]:
-    """Images as the networks see them, in order; a few files are decoded ahead, in threads."""
+    """Images as the networks see them, in order; a few files are decoded ahead, in threads.
 
-    def one(file: Path) -> list[_Prepared | _Problem]:
+    Of a clip no more than a batch is held at a time.
+    """
+
+    def some(file: Path, first: int = 0) -> tuple[list[_Prepared | _Problem], int]:
+        """A batch of a file, and the picture to go on with; 0 where there are no more."""
         name = shown(file)
         found: list[_Prepared | _Problem] = []
+        following = 0
         try:
-            for frame in read(file, limits, choice=choice):
+            for frame in islice(read(file, limits, first=first, choice=choice), BATCH):
+                following = (frame.index + 1) % frame.count
                 if (name, frame.index) in frames:
                     continue
                 if is_mask(frame.image):
@@ -250,23 +256,29 @@ def _prepared(
                 found.append(_Prepared(name, kept, width, height, pixels, file))
         except SonobreastError as error:
             found.append(_Problem(name, error.what, error.remedy))
+            following = 0
         except MemoryError:
             found.append(_Problem(name, "not enough memory for this image", "export it at screen size"))
-        return found
+            following = 0
+        return found, following
 
     workers = max(1, min(4, os.cpu_count() or 1))
     with ThreadPoolExecutor(max_workers=workers) as pool:
         waiting = iter(files)
-        queue: list[Future[list[_Prepared | _Problem]]] = [
-            pool.submit(one, file) for file in islice(waiting, AHEAD * BATCH)
+        queue: list[tuple[Path, Future[tuple[list[_Prepared | _Problem], int]]]] = [
+            (file, pool.submit(some, file)) for file in islice(waiting, AHEAD * BATCH)
         ]
         try:
             while queue:
-                found = queue.pop(0).result()
-                queue.extend(pool.submit(one, file) for file in islice(waiting, 1))
+                file, future = queue.pop(0)
+                found, following = future.result()
+                if following:
+                    queue.insert(0, (file, pool.submit(some, file, following)))
+                else:
+                    queue.extend((file, pool.submit(some, file)) for file in islice(waiting, 1))
                 yield from found
         finally:
-            for future in queue:
+            for _, future in queue:
                 future.cancel()
 
 
