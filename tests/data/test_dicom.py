@@ -187,6 +187,10 @@ def test_without_regions_nothing_is_cut_and_that_is_said() -> None:
     assert image.spacing_mm is None
     assert any("nothing was cut away" in n.text for n in image.notes)
     assert any("burned in" in n.text for n in image.notes)
+    whole = dataset()
+    whole.SequenceOfUltrasoundRegions[0].RegionLocationMinY0 = 0
+    whole.SequenceOfUltrasoundRegions[0].RegionLocationMaxX1 = whole.Columns - 1
+    assert [n.code for n in read(content(whole)).notes] == ["dicom-burned-in"]
     ds.PixelSpacing, ds.BurnedInAnnotation = [0.1, 0.2], "NO"
     image = read(content(ds))
     assert image.spacing_mm == (0.1, 0.2)
@@ -656,7 +660,13 @@ def test_bombs_are_stopped_early(monkeypatch: pytest.MonkeyPatch) -> None:
     rle = compressed(dataset(), RLE, [struct.pack("<16L", 1, 64, *[0] * 14) + runs])
     screens = dataset()
     screens.SequenceOfUltrasoundRegions = list(screens.SequenceOfUltrasoundRegions) * 2000
+    ds = dataset()
+    tiled = files.pillow_frame(files.colours(ds)[..., 0], "JPEG2000", no_jp2=True)
+    at = tiled.index(b"\xff\x51") + 22  # XTsiz and YTsiz behind two lengths, and two sizes with their origins
+    assert int.from_bytes(tiled[at : at + 4], "big") >= ds.Columns
+    tiled = tiled[:at] + (1).to_bytes(4, "big") * 2 + tiled[at + 8 :]
     for data, words in (
+        (content(compressed(ds, J2K, [tiled])), "19584 tiles"),
         (many, "more elements"),
         (content(rle), "more bytes in RLE"),
         (content(screens), "more than 64"),
@@ -747,6 +757,27 @@ def test_a_decoder_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
         gdcm_worker._SECONDS = plain
     assert np.array_equal(picture(tmp_path / "b.dcm"), phantom().image)
     assert gdcm_worker._worker[1].pid != first.pid
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_a_thread_that_it_does_not_have(tmp_path: Path) -> None:
+    save(dataset(), tmp_path / "a.dcm")
+    files.run(files.tool("dcmcjpeg"), "+e1", tmp_path / "a.dcm", tmp_path / "b.dcm")
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from sonobreast.data import gdcm_worker\n"
+        "from sonobreast.data.dicom import decode_rgb\n"
+        "gdcm_worker._lock.acquire()\n"
+        "if os.fork() == 0:\n"
+        "    signal.alarm(60)\n"
+        "    print(decode_rgb(Path(sys.argv[1])).shape, flush=True)\n"
+        "    os._exit(0)\n"
+        "sys.exit(os.wait()[1])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "b.dcm")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "(96, 96, 3)"
 
 
 @pytest.fixture(scope="module")

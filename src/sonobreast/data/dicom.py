@@ -28,6 +28,8 @@ from sonobreast.errors import SonobreastError
 SUFFIXES = frozenset({".dcm", ".dicom"})
 OF_SPACING = frozenset({"dicom-no-spacing", "dicom-doubtful-spacing"})
 """Codes of notes that end where somebody gives the spacing."""
+_WHOLE = 0.95
+"""Share of the screen from which a region cuts nothing away."""
 _LONGEST_TEXT = 64  # of a Long String (LO); what is longer is damaged
 _T = TypeVar("_T")
 Sampling = str | int | tuple[int, ...]
@@ -282,6 +284,7 @@ def _image(header: Header, frames: Sampling, region: Region | None, key: bytes) 
     regions = tissue_regions(header)
     names = {k: _text(ds.get(k)) for k in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")}
     burned_in = {"YES": True, "NO": False}.get(_text(ds.get("BurnedInAnnotation")))
+    uncut = region is None or region.area >= _WHOLE * header.rows * header.columns
     stated = _pixel_spacing(ds)
     spacing = region.spacing_mm if region is not None else stated
     doubtful = region is not None and spacing is not None and (region.leaves_picture or not agree(spacing, stated))
@@ -302,7 +305,7 @@ def _image(header: Header, frames: Sampling, region: Region | None, key: bytes) 
         image=pseudonym("image", names["SOPInstanceUID"], key),
         modality="US",
         burned_in=burned_in,
-        notes=tuple(_notes(header.n_frames, indices, region, len(regions), burned_in, spacing, doubtful)),
+        notes=tuple(_notes(header.n_frames, indices, region, len(regions), burned_in, spacing, doubtful, uncut)),
     )
 
 
@@ -314,6 +317,7 @@ def _notes(
     burned_in: bool | None,
     spacing: tuple[float, float] | None,
     doubtful: bool,
+    uncut: bool,
 ) -> Iterator[Note]:
     if len(indices) < n_frames:
         which = ", ".join(str(i + 1) for i in indices)
@@ -330,11 +334,12 @@ def _notes(
             "dicom-no-regions",
             "the file names no ultrasound regions: nothing was cut away, also no text at the rim of the screen",
         )
-        if burned_in:
-            yield Note(
-                "dicom-burned-in",
-                "the file says that text is burned in (BurnedInAnnotation is YES): it may name the patient",
-            )
+    if burned_in and uncut:
+        yield Note(
+            "dicom-burned-in",
+            "the file says that text is burned in (BurnedInAnnotation is YES), and none of it was cut away: it may "
+            "name the patient",
+        )
     if doubtful:
         yield Note(
             "dicom-doubtful-spacing",

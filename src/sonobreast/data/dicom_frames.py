@@ -31,6 +31,8 @@ from sonobreast.data.dicom_header import (
 MAX_SAMPLED_BYTES = 1 << 30
 _PADDING = 16
 """Bytes behind the pixels that are borne; the standard has one, to an even length."""
+_MAX_TILES = 4096
+"""Of JPEG 2000; OpenJPEG takes 8 kB for each, also for those that are never there."""
 _AGAIN = "copy or export the file again"
 
 
@@ -247,6 +249,7 @@ class _Compressed:
     columns: int = 0
     samples: int = 0
     bits: int = 0
+    tiles: int = 1
 
 
 def _look_at(frame: bytes, header: Header) -> None:
@@ -276,6 +279,8 @@ def _look_at(frame: bytes, header: Header) -> None:
             f"the header says {header.columns} x {header.rows} with {header.samples}",
             "the file is damaged, or was changed by a tool: export the image again",
         )
+    if found.tiles > _MAX_TILES:
+        raise refuse(f"the compressed picture has {found.tiles} tiles, more than any scan", _AGAIN)
     if not 2 <= found.bits <= header.bits_allocated:
         raise refuse(
             f"the compressed picture has {found.bits} bits a sample, the header says {header.bits_allocated}", _AGAIN
@@ -286,9 +291,11 @@ def _identify(frame: bytes) -> _Compressed:
     """Format and size of a compressed frame, from its first frame header (JPEG: SOF, JPEG 2000: SIZ)."""
     at = frame.find(b"\xff\x4f\xff\x51", 0, 4096) if frame[4:8] == b"jP  " else 0
     if at >= 0 and frame[at : at + 4] == b"\xff\x4f\xff\x51" and len(frame) >= at + 43:
-        word = [int.from_bytes(frame[at + 8 + 4 * i : at + 12 + 4 * i], "big") for i in range(4)]
+        word = [int.from_bytes(frame[at + 8 + 4 * i : at + 12 + 4 * i], "big") for i in range(6)]
         samples, bits = int.from_bytes(frame[at + 40 : at + 42], "big"), (frame[at + 42] & 0x7F) + 1
-        return _Compressed("JPEG 2000", word[1] - word[3], word[0] - word[2], samples, bits)
+        rows, columns = word[1] - word[3], word[0] - word[2]
+        tiles = -(-columns // max(1, word[4])) * -(-rows // max(1, word[5]))
+        return _Compressed("JPEG 2000", rows, columns, samples, bits, tiles)
     if frame[:2] != b"\xff\xd8":
         return _Compressed("unknown")
     at = 2

@@ -327,7 +327,7 @@ def derived_image(origin: Any, image: DicomImage) -> Any:
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = origin.SOPClassUID, origin.SOPInstanceUID
     reference.ReferencedFrameNumber = image.numbers[0]
     ds.SourceImageSequence = [reference]
-    if image.region is None and image.burned_in:
+    if any(n.code == "dicom-burned-in" for n in image.notes):
         ds.BurnedInAnnotation = "YES"
     ds.Rows, ds.Columns = picture.shape[:2]
     ds.SamplesPerPixel = 1 if picture.ndim == 2 else 3
