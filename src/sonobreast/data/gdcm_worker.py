@@ -21,9 +21,19 @@ from numpy.typing import NDArray
 
 from sonobreast.data.dicom_header import refuse
 
-_SECONDS = 60.0
+_SECONDS = 30.0
 _lock = threading.Lock()
 _worker: tuple[int, subprocess.Popen[bytes]] | None = None
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held the lock; in the child nobody would ever give it back."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def decode(source: bytes, syntax: str, options: dict[str, Any]) -> NDArray[Any]:

@@ -8,16 +8,24 @@ from sonobreast import __version__
 from sonobreast.data.dicom import is_dicom
 from sonobreast.serving.dicom_out import Algorithm, Finding, Made, Written, make_dicom, write_dicom
 from sonobreast.serving.predictor import Prediction, Predictor
+from sonobreast.serving.readers import Place
 
 
 def write_answers(
-    predictor: Predictor, source: Path | bytes, found: Prediction, folder: Path, *, stem: str = ""
+    predictor: Predictor,
+    source: Path | bytes,
+    found: Prediction,
+    folder: Path,
+    *,
+    stem: str = "",
+    place: Place | None = None,
+    spacing_mm: float | None = None,
 ) -> Written | None:
     """Write a structured report, and a segmentation where the bundle draws one, of one DICOM file.
 
     Parameters
     ----------
-    predictor, source, found
+    predictor, source, found, place, spacing_mm
         As `make_answers`.
     folder : Path
     stem : str
@@ -35,18 +43,30 @@ def write_answers(
     """
     if not is_dicom(source):
         return None
-    return write_dicom(source, folder, _finding(found), _algorithm(predictor), stem=stem)
+    finding, region = _finding(found, place, spacing_mm)
+    return write_dicom(source, folder, finding, _algorithm(predictor), region=region, stem=stem)
 
 
-def make_answers(predictor: Predictor, source: Path | bytes, found: Prediction) -> Made | None:
+def make_answers(
+    predictor: Predictor,
+    source: Path | bytes,
+    found: Prediction,
+    *,
+    place: Place | None = None,
+    spacing_mm: float | None = None,
+) -> Made | None:
     """The same in memory.
 
     Parameters
     ----------
     predictor : Predictor
     source : Path or bytes
-        The file that ``found`` is about; its middle frame was judged.
+        The file that ``found`` is about.
     found : Prediction
+    place : Place or None
+        The frame and region that were judged, as ``Frame.place`` has it; None: the largest region of the middle frame.
+    spacing_mm : float or None
+        Of the pixels, where somebody gave it; None: what the file states.
 
     Returns
     -------
@@ -58,13 +78,19 @@ def make_answers(predictor: Predictor, source: Path | bytes, found: Prediction) 
     SonobreastError
         As `sonobreast.serving.dicom_out.make_dicom`.
     """
-    return make_dicom(source, _finding(found), _algorithm(predictor)) if is_dicom(source) else None
+    if not is_dicom(source):
+        return None
+    finding, region = _finding(found, place, spacing_mm)
+    return make_dicom(source, finding, _algorithm(predictor), region=region)
 
 
-def _finding(found: Prediction) -> Finding:
+def _finding(found: Prediction, place: Place | None, spacing_mm: float | None) -> tuple[Finding, str | int]:
+    """What was found, and of which region."""
     probabilities = {c: float(p) for c, p in zip(found.classes, found.probability, strict=True)}
     mask = found.mask if found.mask is not None and found.mask.any() else None
-    return Finding(probabilities, mask, None, tuple(comments(found)))
+    frame = None if place is None else place.frame
+    region = place.region if place is not None and place.region else "largest"
+    return Finding(probabilities, mask, frame, tuple(comments(found)), spacing_mm), region
 
 
 def _algorithm(predictor: Predictor) -> Algorithm:

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonobreast.data.atomic import cannot_write, write_whole
-from sonobreast.data.dicom import DicomImage, read_dicom
-from sonobreast.data.extent import label_parts, long_axis_mm
+from sonobreast.data.dicom import OF_SPACING, DicomImage, read_dicom, require
 from sonobreast.data.hush import hushed
 from sonobreast.errors import SonobreastError
 from sonobreast.serving.dicom_source import read_source
+from sonobreast.serving.lesion import feret, largest, pieces
 
 RESEARCH_USE = "Research use only. Not a medical device. Computed by software; not read or confirmed by a physician."
 _SERIES = {"report": 9701, "segmentation": 9702, "image": 9703}
@@ -62,12 +62,15 @@ class Finding:
         Which frame of a clip, from 1; None: the middle one.
     comments : tuple of str
         Sentences for the report: why the case is out of the model's range, for example.
+    spacing_mm : float or None
+        Of the pixels, where somebody gave it; None: what the file states.
     """
 
     probabilities: Mapping[str, float]
     mask: NDArray[np.bool_] | None = None
     frame: int | None = None
     comments: tuple[str, ...] = ()
+    spacing_mm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def make_dicom(source: Path | bytes, finding: Finding, algorithm: Algorithm, *, 
         If highdicom is not installed; if the source cannot be read or referred to; if the mask has another size than
         the picture or the probabilities are none.
     """
-    require_highdicom()
+    require("highdicom")
     image = read_dicom(source, frames="middle" if finding.frame is None else (finding.frame,), region=region, key=b"-")
     _check(finding, image)
     return _guarded(lambda: _make(source, image, finding, algorithm), source if isinstance(source, Path) else None)
@@ -172,25 +175,6 @@ def write_dicom(
     return Written(paths["report"], paths.get("segmentation"), paths.get("image"), made.long_axis_mm, made.notes)
 
 
-def require_highdicom() -> None:
-    """Say what to install where highdicom is missing.
-
-    Raises
-    ------
-    SonobreastError
-    """
-    try:
-        import highdicom  # noqa: F401
-    except ImportError:
-        missing = True
-    else:
-        missing = False
-    if missing:
-        raise SonobreastError(
-            "DICOM reports and segmentations need highdicom", remedy="pip install 'sonobreast[dicom]'"
-        )
-
-
 def _check(finding: Finding, image: DicomImage) -> None:
     values = list(finding.probabilities.values())
     if not values or not all(0.0 <= v <= 1.0 for v in values):
@@ -220,12 +204,13 @@ def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: 
     from sonobreast.serving.dicom_report import report
 
     origin = read_source(source)
-    notes = [n.text for n in image.notes]
+    given = finding.spacing_mm
+    notes = [n.text for n in image.notes if given is None or n.code not in OF_SPACING]
     mask = finding.mask if finding.mask is not None and finding.mask.any() else None
     files: dict[str, bytes] = {}
     base, derived, segmentation, length = origin, None, None, None
     if mask is not None:
-        if image.n_frames > 1:
+        if "NumberOfFrames" in origin:
             base = derived = derived_image(origin, image)
             notes.append(
                 "segmentations of clips are not written by highdicom: the frame was stored as an image of its own, "
@@ -236,10 +221,13 @@ def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: 
             mask = on_screen(mask, image)
         segmentation = segment(base, mask, algorithm)
         files["segmentation"] = _bytes(segmentation)
-        length = None if image.spacing_mm is None else long_axis_mm(mask, image.spacing_mm)
-        pieces = int(label_parts(mask).max())
-        if pieces > 1:
-            notes.append(f"the segmentation has {pieces} parts; the long axis is that of the largest")
+        spacing = image.spacing_mm if given is None else (given, given)
+        parts = pieces(mask)
+        length = None if spacing is None else feret(largest(parts), spacing)
+        if given is not None:
+            notes.append(f"the long axis is by a pixel spacing of {given:g} mm that was given by hand, not by the file")
+        if len(parts) > 1:
+            notes.append(f"the segmentation has {len(parts)} parts; the long axis is that of the largest")
     comments = (RESEARCH_USE, *notes, *finding.comments)
     said = report(origin, derived, segmentation, image.numbers[0], finding.probabilities, length, algorithm, comments)
     files["report"] = _bytes(said)
@@ -365,7 +353,7 @@ def derived_image(origin: Any, image: DicomImage) -> Any:
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = origin.SOPClassUID, origin.SOPInstanceUID
     reference.ReferencedFrameNumber = image.numbers[0]
     ds.SourceImageSequence = [reference]
-    if image.region is None and image.burned_in:
+    if any(n.code == "dicom-burned-in" for n in image.notes):
         ds.BurnedInAnnotation = "YES"
     ds.Rows, ds.Columns = picture.shape[:2]
     ds.SamplesPerPixel = 1 if picture.ndim == 2 else 3
