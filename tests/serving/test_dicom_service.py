@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,32 @@ def test_of_a_clip_the_segmented_frame_comes_along(client: httpx.Client, clip: P
     assert any("an image of its own" in note for note in result["dicom"]["notes"])
 
 
+def test_frames_and_regions_are_chosen_by_the_sender(client: httpx.Client, clip: Path) -> None:
+    found = pydicom.dcmread(clip)
+    [whole] = found.SequenceOfUltrasoundRegions
+    middle = (whole.RegionLocationMinX0 + whole.RegionLocationMaxX1) // 2
+    halves = [deepcopy(whole) for _ in range(2)]
+    halves[0].RegionLocationMaxX1, halves[1].RegionLocationMinX0 = middle - 1, middle
+    found.SequenceOfUltrasoundRegions = halves
+    stream = BytesIO()
+    found.save_as(stream)
+    query = {"frames": "ends", "region": "each", "dicom": "true"}
+    answer = client.post("/v1/predict", files=parts(stream.getvalue(), kind="application/dicom"), params=query)
+    results = answer.json()["results"]
+    wanted = [(frame, region) for frame in (1, 2, 3) for region in (1, 2)]
+    assert [(r["where"]["frame"], r["where"]["region"]) for r in results] == wanted
+    for result, (frame, region) in zip(results, wanted, strict=True):
+        picture = read_dicom(stream.getvalue(), frames=(frame,), region=region).frames[0]
+        assert (result["height"], result["width"]) == picture.shape[:2]
+        made = objects(result)
+        if "image" in made:
+            np.testing.assert_array_equal(made["image"].pixel_array, picture)
+    assert any("image" in objects(r) for r in results)
+    for wrong in ({"frames": "all"}, {"frames": "0"}, {"region": "left"}, {"region": "1\n"}):
+        refused = client.post("/v1/predict", files=parts(stream.getvalue()), params=wrong)
+        assert (refused.status_code, next(iter(wrong)) in refused.text) == (422, True)
+
+
 def test_a_picture_has_no_answer_in_dicom(client: httpx.Client, scan: Path) -> None:
     stream = BytesIO()
     Image.fromarray(as_rgb(read_dicom(scan).frames[0])).save(stream, "PNG")
@@ -147,7 +174,8 @@ def test_round_trip_through_the_page(client: httpx.Client, scan: Path, clip: Pat
                 with page.expect_download() as waiting:
                     card.locator(".save-dicom").nth(number).click()
                 target = tmp_path / waiting.value.suggested_filename
-                assert target.name == f"{name.removesuffix('.dcm')}-sonobreast-{kind}.dcm"
+                place = "-frame-2-of-3" if name == "clip.dcm" else ""
+                assert target.name == f"{name.removesuffix('.dcm')}{place}-sonobreast-{kind}.dcm"
                 waiting.value.save_as(target)
                 assert (
                     pydicom.dcmread(target).StudyInstanceUID
@@ -159,7 +187,8 @@ def test_round_trip_through_the_page(client: httpx.Client, scan: Path, clip: Pat
             values = json.loads((tmp_path / "values.json").read_text())
             assert "dicom" not in values["result"]
             assert str(pydicom.dcmread(scan).PatientID) not in json.dumps(values)
-        assert "clip" in page.locator("article", has_text="clip.dcm").inner_text()
+        assert "frame 2 of 3" in page.locator("article", has_text="clip.dcm").locator("h2").inner_text()
+        assert "frame 2 of the 3 frames" in page.locator("article", has_text="clip.dcm").locator(".notes").inner_text()
         browser.close()
     for path in tmp_path.glob("*.dcm"):
         assert_valid(path)

@@ -159,10 +159,14 @@ def test_everything_is_reached_by_keyboard(page: Any, predictor: Predictor) -> N
     chooser.value.set_files(str(scan(predictor)))
     page.locator(SHOWN).first.wait_for()
     order = []
-    for _ in range(9):
+    for _ in range(11):
         page.keyboard.press("Tab")
         order.append(page.locator(":focus").evaluate("e => (e.id || e.className || e.tagName).toLowerCase()"))
-    assert order == ["spacing", "clear", "plain remove", "save-png", "save-json", "select", "input", "input", "summary"]
+    entering, card = (
+        ["spacing", "frames", "region"],
+        ["plain remove", "save-png", "save-json", "select", "input", "input"],
+    )
+    assert order == [*entering, "clear", *card, "summary"]
     page.locator("article .map input").focus()
     before = pixels(page)
     page.keyboard.press("Home")

@@ -12,7 +12,7 @@ from sonobreast.data.dicom import is_dicom
 from sonobreast.errors import SonobreastError
 from sonobreast.serving import layers, wording
 from sonobreast.serving.predictor import Prediction, Predictor
-from sonobreast.serving.readers import Frame, Limits, read
+from sonobreast.serving.readers import USUAL, Choice, Frame, Limits, Place, beside, read
 
 _ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
 _SCANS = 100  # of a progressive JPEG: ordinary ones have about ten, a hostile one as many as bytes allow
@@ -73,12 +73,22 @@ class DicomAnswer(_Part):
     error: Problem | None = Field(default=None, description="Why there are no files.")
 
 
+class Where(_Part):
+    """Which part of a DICOM file a result is about."""
+
+    frame: int = Field(description="From 1, as DICOM counts.")
+    frames: int
+    region: int = Field(description="B-mode region from the left, from 1; 0 where the file names no regions.")
+    regions: int
+
+
 class Result(_Part):
     """Of one picture of one file: either ``error``, or everything else."""
 
     file: int = Field(description="Place of the file in the upload, from 0.")
-    frame: int = Field(default=0, description="Picture of the file, from 0.")
-    frames: int = Field(default=1, description="Pictures in the file.")
+    frame: int = Field(default=0, description="Which of the pictures that were judged, from 0.")
+    frames: int = Field(default=1, description="Pictures of the file that were judged.")
+    where: Where | None = Field(default=None, description="Of DICOM.")
     error: Problem | None = None
     width: int | None = Field(default=None, description="Pixels.")
     height: int | None = Field(default=None, description="Pixels.")
@@ -93,6 +103,7 @@ class Result(_Part):
     in_domain: bool | None = None
     lesion: Lesion | None = None
     warnings: list[str] = Field(default_factory=list, description="What must not be overlooked.")
+    notes: list[str] = Field(default_factory=list, description="Of DICOM: what was not looked at or is not known.")
     words: dict[str, str] = Field(default_factory=dict, description="decision, reason, set, size: in plain words.")
     layers: Layers | None = None
     dicom: DicomAnswer | None = Field(
@@ -136,11 +147,14 @@ class Wanted:
         The image itself.
     dicom : bool
         Report and segmentation of a DICOM file.
+    choice : Choice
+        Which frames and regions of one.
     """
 
     layers: bool = False
     picture: bool = False
     dicom: bool = False
+    choice: Choice = USUAL
 
     @property
     def heavy(self) -> bool:
@@ -184,11 +198,12 @@ def answer_file(
     wanted = wanted or Wanted()
     try:
         _refuse_many_scans(content)
-        for frame in read(content, limits):
+        for frame in read(content, limits, choice=wanted.choice):
             _refuse_strip(frame)
             found, result = _result(predictor, index, frame, spacing_mm, wanted)
             if wanted.dicom and is_dicom(content):
-                result = result.model_copy(update={"dicom": _dicom(predictor, content, found)})
+                by_hand = spacing_mm if frame.spacing_mm is None else None
+                result = result.model_copy(update={"dicom": _dicom(predictor, content, found, frame.place, by_hand)})
             results.append(result)
     except SonobreastError as error:
         what = _ADDRESS.sub("the file", error.what)[:300]
@@ -218,6 +233,7 @@ def _result(
         file=index,
         frame=frame.index,
         frames=frame.count,
+        where=None if frame.place is None else Where(**vars(frame.place)),
         width=width,
         height=height,
         probability={c: min(1.0, max(0.0, float(p))) for c, p in zip(found.classes, found.probability, strict=True)},
@@ -231,16 +247,19 @@ def _result(
         in_domain=found.in_domain,
         lesion=_lesion(found),
         warnings=wording.warnings(found, about),
+        notes=[note.text for note in beside(frame.notes, spacing_mm)],
         words={k: v for k, v in words.items() if v},
         layers=_layers(found, frame, about.preprocess.aspect, wanted) if wanted.layers or wanted.picture else None,
     )
 
 
-def _dicom(predictor: Predictor, content: bytes, found: Prediction) -> DicomAnswer | None:
+def _dicom(
+    predictor: Predictor, content: bytes, found: Prediction, place: Place | None, by_hand: float | None
+) -> DicomAnswer | None:
     from sonobreast.serving.dicom_answers import make_answers  # pydicom and highdicom are slow to import
 
     try:
-        made = make_answers(predictor, content, found)
+        made = make_answers(predictor, content, found, place=place, spacing_mm=by_hand)
     except SonobreastError as error:
         return DicomAnswer(files=[], notes=[], error=Problem(what=error.what, remedy=error.remedy))
     if made is None:

@@ -29,7 +29,7 @@ from sonobreast.serving.answer import Answer, BundleName, ErrorAnswer, NetworkFa
 from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle
 from sonobreast.serving.gate import App, drain, gate
 from sonobreast.serving.predictor import Predictor, load_predictor
-from sonobreast.serving.readers import READERS
+from sonobreast.serving.readers import READERS, choice_of
 from sonobreast.serving.room import Room
 from sonobreast.serving.settings import Settings
 from sonobreast.serving.upload import Refused, boundary_of, read_upload
@@ -201,12 +201,26 @@ def _app(
         overlays: Annotated[bool, Query(description="Also give maps and mask as PNG.")] = False,
         picture: Annotated[bool, Query(description="Also give the image as PNG.")] = False,
         dicom: Annotated[bool, Query(description="Also give report and segmentation of a DICOM file.")] = False,
+        frames: Annotated[
+            str,
+            Query(
+                pattern="^(middle|first|last|ends|[1-9][0-9]{0,3})$",
+                description="Of a DICOM clip: middle, first, last, ends (all three), or so many spread over it.",
+            ),
+        ] = "middle",
+        region: Annotated[
+            str,
+            Query(
+                pattern="^(largest|each|[1-9][0-9]?)$",
+                description="Of a split screen: largest, each, or the n-th from the left.",
+            ),
+        ] = "largest",
         spacing_mm: Annotated[
             float | None,
             Query(ge=1e-4, le=10.0, allow_inf_nan=False, description="Pixel spacing, where the file states none."),
         ] = None,
     ) -> Response:
-        wanted = Wanted(layers=overlays, picture=picture, dicom=dicom)
+        wanted = Wanted(layers=overlays, picture=picture, dicom=dicom, choice=choice_of(frames, region))
         boundary = boundary_of(request.headers.get("content-type", ""))
         length = _length(request)
         if length > settings.body:
@@ -288,7 +302,7 @@ def _app(
     return app
 
 
-_PARAMETERS = frozenset({"overlays", "picture", "dicom", "spacing_mm"})
+_PARAMETERS = frozenset({"overlays", "picture", "dicom", "frames", "region", "spacing_mm"})
 
 
 def _submit(

@@ -124,7 +124,7 @@ function take(files) {
   for (const file of files) {
     const card = newCard(file.name || "pasted image");
     $("cards").append(card.element);
-    waiting.push({ card, file, mm });
+    waiting.push({ card, file, mm, frames: $("frames").value, region: $("region").value });
   }
   tell();
   work();
@@ -143,13 +143,13 @@ async function viewable(file) {
   try { (await createImageBitmap(file)).close(); return true; } catch { return false; }
 }
 
-async function predict({ card, file, mm }) {
+async function predict({ card, file, mm, frames, region }) {
   if (model && file.size > model.limits.file_bytes) throw new Problem("The file is too large: " + Math.ceil(file.size / 1048576) + " MB.", "Export the picture itself, at screen size.");
   card.state.textContent = "Being predicted …";
   const form = new FormData(), content = await read(file);
   form.append("files", new Blob([content], { type: "application/octet-stream" }), "image");
   const query = new URLSearchParams({ overlays: "true" });
-  if (isDicom(content)) query.set("dicom", "true");
+  if (isDicom(content)) for (const [name, value] of Object.entries({ dicom: "true", frames, region })) query.set(name, value);
   if (!(await viewable(file))) query.set("picture", "true");
   if (mm !== null) query.set("spacing_mm", String(mm));
   const onwait = () => { card.state.textContent = "The service is busy; this image waits its turn …"; };
@@ -158,17 +158,24 @@ async function predict({ card, file, mm }) {
   answer.results.forEach((result, k) => {
     if (result.error) throw new Problem(sentence(result.error.what), sentence(result.error.remedy));
     if (!cards.has(card)) return; // was removed meanwhile
-    const name = result.frames > 1 ? card.name + ", picture " + (result.frame + 1) + " of " + result.frames : card.name;
+    const name = [card.name, ...placeOf(result)].join(", ");
     const here = k ? newCard(name) : card;
     if (k) { last.element.after(here.element); last = here; }
     here.title.textContent = name;
-    here.shown = { name, file, result, answer };
+    here.shown = { name, base: card.name, file, result, answer };
     show(here);
   });
 }
 
 async function read(file) {
   try { return await file.arrayBuffer(); } catch { throw new Problem("The file cannot be read by this browser.", "Check that it still exists and is no folder."); }
+}
+
+// What tells a result from others of its file.
+function placeOf({ frame, frames, where: w }) {
+  if (!w) return frames > 1 ? ["picture " + (frame + 1) + " of " + frames] : [];
+  const parts = w.frames > 1 ? ["frame " + w.frame + " of " + w.frames] : [];
+  return w.regions > 1 ? [...parts, "region " + w.region + " of " + w.regions] : parts;
 }
 
 function isDicom(content) {
@@ -240,13 +247,14 @@ function show(card) {
   }
   find(".set").textContent = result.words.set || "";
   find(".size").textContent = result.words.size || "";
+  for (const text of result.notes) find(".notes").append(make("li", "", sentence(text)));
   setUpLayers(card);
-  find(".save-json").addEventListener("click", () => save(JSON.stringify(plain(card.shown), null, 1), "application/json", stem(card.name) + ".json"));
+  find(".save-json").addEventListener("click", () => save(JSON.stringify(plain(card.shown), null, 1), "application/json", stem(card.shown) + ".json"));
   find(".save-png").addEventListener("click", async () => {
     const lines = [card.shown.name, Object.entries(result.probability).map(([n, p]) => n + " " + percent(p)).join("   "), ...result.warnings,
       ...["decision", "reason", "set", "size"].map((k) => result.words[k]).filter(Boolean),
       "Research use only, not a medical device. " + answer.bundle.title + ", fingerprint " + answer.bundle.fingerprint.slice(0, 12) + ", sonobreast " + answer.sonobreast];
-    save(await drawSheet(card.shown, card.select.value, ...shares(card), lines), "image/png", stem(card.name) + ".png");
+    save(await drawSheet(card.shown, card.select.value, ...shares(card), lines), "image/png", stem(card.shown) + ".png");
   });
   offerDicom(card);
   find(".body").hidden = false;
@@ -259,15 +267,15 @@ function offerDicom(card) {
   const given = card.shown.result.dicom, box = card.element.querySelector(".dicom");
   box.hidden = !given;
   if (!given) return;
-  const buttons = box.querySelector(".buttons"), notes = box.querySelector(".notes");
+  const buttons = box.querySelector(".buttons"), notes = box.querySelector("ul");
   for (const { kind, content } of given.files) {
     const button = make("button", "save-dicom", DICOM_TITLES[kind] || kind);
     button.type = "button";
     button.setAttribute("aria-label", "Download DICOM: " + (DICOM_TITLES[kind] || kind));
-    button.addEventListener("click", () => save(bytesOf(content, "application/dicom"), "", stem(card.name) + "-" + kind + ".dcm"));
+    button.addEventListener("click", () => save(bytesOf(content, "application/dicom"), "", stem(card.shown) + "-" + kind + ".dcm"));
     buttons.append(button);
   }
-  const said = given.error ? [sentence(given.error.what) + " " + sentence(given.error.remedy)] : given.notes.map(sentence);
+  const said = given.error ? [sentence(given.error.what) + " " + sentence(given.error.remedy)] : given.notes.filter((n) => !card.shown.result.notes.includes(n)).map(sentence);
   if (given.files.length) {
     if (!given.files.some((f) => f.kind === "segmentation")) said.unshift("No lesion is outlined, so there is no segmentation.");
     said.push("These files belong to the study of the image and name the patient as it does.");
@@ -361,7 +369,10 @@ function plain(shown) {
   return { intended_use, name: shown.name, sonobreast, bundle, unknown, result };
 }
 
-const stem = (name) => name.replace(/\.[A-Za-z0-9]{1,5}$/, "").replace(/[\\/:*?"<>|\u0000-\u001f]/g, "_") + "-sonobreast";
+function stem({ base, result }) {
+  const place = placeOf(result).map((part) => part.replaceAll(" ", "-"));
+  return [base.replace(/\.[A-Za-z0-9]{1,5}$/, ""), ...place, "sonobreast"].join("-").replace(/[\\/:*?"<>|\u0000-\u001f]/g, "_");
+}
 
 function save(content, type, name) {
   const link = make("a"), url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
