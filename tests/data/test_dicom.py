@@ -303,7 +303,9 @@ def test_regions_outside_of_the_picture_are_cut_to_it() -> None:
     assert image.frames[0].shape == (96, 96)
     assert image.spacing_mm is None
     assert [n.code for n in image.notes] == ["dicom-doubtful-spacing"]
-    region.RegionLocationMinX0 = 95
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = ds.Columns + 1, 143
+    assert [n.code for n in read(content(ds)).notes] == ["dicom-doubtful-spacing"]
+    region.RegionLocationMinX0, region.RegionLocationMaxX1 = 95, 95
     assert "outside of the picture or is smaller" in refusal(ds)
     region.RegionLocationMinX0, region.RegionLocationMaxX1 = 90, 10
     assert "outside of the picture or is smaller" in refusal(ds)
