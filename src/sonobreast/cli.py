@@ -645,7 +645,7 @@ def export(
         str, typer.Option("--variants", metavar="LIST", help="int8,float16: also smaller forms, if they decide alike.")
     ] = "",
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="The study's images, if moved; for --variants.")
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder of the study's images, if they moved.")
     ] = None,
 ) -> None:
     """Write a bundle that runs without PyTorch: one run, or several as one ensemble."""
@@ -657,7 +657,7 @@ def export(
         names = [v.strip() for v in variants.split(",") if v.strip()]
         chosen = find_runs(runs, configuration)
         done = write(chosen, bundle, variants=names, data=data, progress=staged(stage, advance))
-    print_exported(done.bundle, done.no_map, done.refused)
+    print_exported(done)
 
 
 @bundle_app.command("check")

@@ -106,6 +106,12 @@ def rule(**changes: object) -> dict[str, object]:
     return {**plain, "quantiles": dict.fromkeys(classes), **changes}
 
 
+def shorter(statistics: dict[str, Any]) -> None:
+    """Statistics that fit one another and no member."""
+    statistics.update({k: statistics[k][:-1] for k in ("mean", "spread")})
+    statistics["axes"] = [axis[:-1] for axis in statistics["axes"]]
+
+
 Change = Callable[[dict[str, Any]], object]
 CHANGES: dict[str, Change] = {
     "a version to come": lambda a: a.update(schema_version=99),
@@ -139,6 +145,17 @@ CHANGES: dict[str, Change] = {
     "no members": lambda a: a.update(members=[]),
     "domain as text": lambda a: a.update(domain="x"),
     "decision rule as a list": lambda a: a.update(decision_rule=[1]),
+    "a domain of a member that is not there": lambda a: a["domain"]["networks"][0].update(member=1),
+    "a domain twice": lambda a: a["domain"]["networks"].append(a["domain"]["networks"][0]),
+    "a domain of nobody": lambda a: a["domain"].update(networks=[]),
+    "a domain without axes": lambda a: a["domain"]["networks"][0].update(axes=[], variance=[]),
+    "a domain of other features": lambda a: shorter(a["domain"]["networks"][0]),
+    "a spread that is nothing in single precision": lambda a: a["domain"]["networks"][0]["spread"].insert(
+        0, a["domain"]["networks"][0]["spread"].pop() * 0 + 1e-300
+    ),
+    "a mean beyond single precision": lambda a: a["domain"]["networks"][0]["mean"].insert(
+        0, a["domain"]["networks"][0]["mean"].pop() * 0 + 1e300
+    ),
     "quantiles of others": lambda a: a.update(decision_rule=rule(quantiles={"x": 0.5})),
 }
 
