@@ -682,7 +682,8 @@ def predict(
         typer.Option("--dicom-out", metavar="DIR", help="Folder for a report and a segmentation of each DICOM file."),
     ] = None,
     spacing: Annotated[
-        float | None, typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing of all images, in mm.")
+        float | None,
+        typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing in mm, where a file states none."),
     ] = None,
     variant: Annotated[
         str | None, typer.Option("--variant", metavar="NAME", help="int8 or float16, where the bundle has it.")
@@ -703,7 +704,7 @@ def predict(
             overlays=overlays,
             dicom_out=dicom_out,
             spacing_mm=spacing,
-            take=(lambda row: typer.echo(json.dumps(row, ensure_ascii=False))) if as_json else None,
+            take=(lambda row: typer.echo(json.dumps(row, allow_nan=False))) if as_json else None,
             progress=staged(stage, advance),
         )
     print_inference(outcome, out, quiet=as_json)

@@ -11,9 +11,9 @@ import pytest
 
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.domain import (
-    accept_of_each,
     SHRINKAGE,
     Domain,
+    accept_of_each,
     distance,
     fit_domain,
     groups_needed,

@@ -353,12 +353,12 @@ class About(Part):
         if rule is not None and (rule.classes != self.classes or set(rule.quantiles) != set(self.classes)):
             raise ValueError("decision_rule is of other classes")
         known = self.detector
-        of = [] if known is None else [one.member for one in known.networks]
+        of = [] if known is None else [n.member for n in known.networks]
         if len(set(of)) != len(of) or any(k >= len(self.members) for k in of):
             raise ValueError("domain is of other members")
-        for one in [] if known is None else known.networks:
-            if len(one.mean) != self.members[one.member].features:
-                raise ValueError(f"domain is of other features than those of member {one.member}")
+        for of_one in [] if known is None else known.networks:
+            if len(of_one.mean) != self.members[of_one.member].features:
+                raise ValueError(f"domain is of other features than those of member {of_one.member}")
         return self
 
     @property

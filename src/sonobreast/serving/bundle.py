@@ -182,6 +182,7 @@ def write_bundle(folder: Path, about: Mapping[str, Any], files: Mapping[str, byt
     SonobreastError
         If the folder holds something, or cannot be written; nothing half-written stays.
     """
+    folder = Path(os.path.abspath(folder))
     refuse_taken(folder)
     listed = {n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for n, c in files.items()}
     text = json.dumps({**about, "files": listed}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -231,7 +232,8 @@ def _digest_line(digest: str) -> bytes:
 
 def _plain_file(folder: Path, name: str) -> Path:
     path = folder / name
-    if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
+    # The bundle's own folder may be reached by a link, such as one that is called after the version in use
+    if (path.parent != folder and path.parent.is_symlink()) or path.is_symlink() or not path.is_file():
         raise _altered(path, "is missing, or a link to another place")
     return path
 

@@ -27,8 +27,8 @@ from PIL import Image
 from sonobreast import __version__
 from sonobreast.config import Recipe
 from sonobreast.data import manifest as manifests
-from sonobreast.data.manifest import Manifest
 from sonobreast.data.catalogue import DATA_SETS
+from sonobreast.data.manifest import Manifest
 from sonobreast.data.phantom import simulate
 from sonobreast.data.preprocess import decode, prepare, quiet, scale, scaling_constants
 from sonobreast.errors import SonobreastError
@@ -124,7 +124,8 @@ def export(
     ------
     SonobreastError
         If a run cannot be loaded or has no graph; if the runs differ in data, classes or preprocessing; if images are
-        others than the study saw; if the graph's probabilities differ from PyTorch's by more than 1e-3; if the bundle cannot be written.
+        others than the study saw; if the graph's probabilities differ from PyTorch's by more than 1e-3; if the bundle
+        cannot be written.
     """
     tell = progress or (lambda stage, done, total: None)
     bundles.refuse_taken(out)
@@ -443,9 +444,7 @@ def _metrics(members: Sequence[_Run]) -> dict[str, Any] | None:
     return None
 
 
-def _parity_images(
-    members: Sequence[_Run], found: Manifest | None, wanted: int, tell: Progress
-) -> tuple[Pixels, bool]:
+def _parity_images(members: Sequence[_Run], found: Manifest | None, wanted: int, tell: Progress) -> tuple[Pixels, bool]:
     """Prepared images, evenly spread over the study's; simulated ones where the study's are not at hand."""
     settings = members[0].recipe.preprocess
     cases: Sequence[Case] = () if found is None else found.cases

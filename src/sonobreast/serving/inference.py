@@ -1,8 +1,9 @@
 """Many files to one table: streamed, with constant memory, past what cannot be read, and resumed after a kill.
 
 ``inference.csv`` grows row by row. Rows are on the disk before their files count as done, a torn last line is dropped
-at the next start, and a file with a row is never predicted again. Files that could not be read stand in
-``inference-problems.csv``, which begins anew with every start: they are tried again.
+at the next start, and a file with a row never gets another. Files that could not be read stand in
+``inference-problems.csv``, which begins anew with every start: they are tried again, so that at the end of any call it
+names all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,21 +24,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonobreast.data.dicom import is_dicom
-from sonobreast.data.listing import MASK_FOLDERS, MASK_NAME, printable, visible
+from sonobreast.data.listing import MASK_FOLDERS, MASK_NAME, visible
 from sonobreast.data.masks_out import predicted_mask_file
 from sonobreast.data.preprocess import is_mask, quiet
 from sonobreast.errors import SonobreastError
-from sonobreast.records import SCHEMA_VERSION, disk_error, write_table
+from sonobreast.records import SCHEMA_VERSION, disk_error
 from sonobreast.serving.overlay import write_overlay
 from sonobreast.serving.predictor import Prediction, Predictor
-from sonobreast.serving.readers import SUFFIXES, Frame, Limits, read
+from sonobreast.serving.readers import STATE_SPACING, SUFFIXES, Frame, Limits, read
 
 BATCH = 8
 AHEAD = 2  # batches that are decoded in advance
-PROBLEM_COLUMNS = ("file", "what", "remedy")
+PROBLEM_COLUMNS = ("file", "what", "remedy", "schema_version")
+_PIECE = 32  # pictures of one film that are in memory at a time
+_LONGEST = 200  # bytes of a name: file systems take 255, and a file in the making has a longer one
 _NOTHING = np.empty((0, 0, 3), np.uint8)
 Progress = Callable[[str, int, int], None]
 Key = tuple[str, int]
+Note = Callable[["_Problem"], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,17 @@ class _Problem:
     remedy: str
 
 
-def find_files(paths: Sequence[Path], without: Path | None = None) -> tuple[list[Path], int]:
+@dataclass(frozen=True)
+class _Rest:
+    """The pictures of a film from one on, not yet decoded."""
+
+    path: Path
+    first: int
+
+
+def find_files(
+    paths: Sequence[Path], without: Path | None = None, *, skip: Callable[[SonobreastError], None] | None = None
+) -> tuple[list[Path], int]:
     """Files that were named, and those below folders that end as an image does; masks are counted and left out.
 
     A mask is ``NAME_mask.EXT`` beside an image ``NAME``, or lies in a folder that is called after masks. A file that is
@@ -92,6 +107,8 @@ def find_files(paths: Sequence[Path], without: Path | None = None) -> tuple[list
     paths : sequence of Path
     without : Path or None
         A folder that is not looked into: pictures that this program writes are no scans.
+    skip : callable or None
+        Told of folders below the given ones that cannot be read; None: they end the search.
 
     Raises
     ------
@@ -102,12 +119,12 @@ def find_files(paths: Sequence[Path], without: Path | None = None) -> tuple[list
     masks = 0
     skipped = None if without is None else os.path.realpath(without)
     for path in paths:
-        if path.is_dir():
-            inside, left = _below(path, skipped)
+        if os.path.isdir(path):
+            inside, left = _below(path, skipped, skip)
             masks += left
             for file in inside:
                 found.setdefault(os.path.abspath(file), file)
-        elif path.exists():
+        elif os.path.exists(path):
             found.setdefault(os.path.abspath(path), path)
         else:
             raise SonobreastError("there is no such file or folder", file=path, remedy="check the path")
@@ -120,11 +137,20 @@ def find_files(paths: Sequence[Path], without: Path | None = None) -> tuple[list
     return list(found.values()), masks
 
 
-def _below(folder: Path, skipped: str | None, depth: int = 0) -> tuple[list[Path], int]:
+def _below(
+    folder: Path, skipped: str | None, skip: Callable[[SonobreastError], None] | None, depth: int = 0
+) -> tuple[list[Path], int]:
     found: list[Path] = []
     masks = 0
-    here = visible(folder)
-    images = [p for p in here if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+    try:
+        here = visible(folder)
+    except SonobreastError as error:
+        if skip is None or not depth:
+            raise
+        skip(error)
+        return [], 0
+    # os.path's questions have an answer also where a folder may be listed and not entered
+    images = [p for p in here if p.suffix.lower() in SUFFIXES and not os.path.isdir(p)]
     stems = {p.stem.lower() for p in images}
     mask_folder = folder.name.lower() in MASK_FOLDERS - {"labels"} and depth > 0
     for path in images:
@@ -135,8 +161,8 @@ def _below(folder: Path, skipped: str | None, depth: int = 0) -> tuple[list[Path
             found.append(path)
     for path in here:
         # A link may lead in a circle
-        if path.is_dir() and not path.is_symlink() and os.path.realpath(path) != skipped:
-            inside, left = _below(path, skipped, depth + 1)
+        if os.path.isdir(path) and not os.path.islink(path) and os.path.realpath(path) != skipped:
+            inside, left = _below(path, skipped, skip, depth + 1)
             found += inside
             masks += left
     return found, masks
@@ -163,11 +189,11 @@ def infer(
     out : Path
         The table; a table of the same bundle is gone on with.
     overlays : Path or None
-        Folder for a picture of each image.
+        Folder for a picture of each image; one that is missing is drawn, also where a row is there from before.
     dicom_out : Path or None
         Folder for a report and a segmentation of each DICOM file; what could not be written stands with the problems.
     spacing_mm : float or None
-        Of the pixels of all images, where it is known.
+        Of the pixels of all images whose files do not state it themselves.
     limits : Limits or None
     take : callable or None
         Given each new row, after it is on the disk.
@@ -177,37 +203,88 @@ def infer(
     Raises
     ------
     SonobreastError
-        If there is nothing to read; if the table is of another bundle or spacing, or is none; if it cannot be written.
+        If there is nothing to read; if the images lie in the folder for pictures; if the table is of another bundle or
+        spacing; if the table or the list of problems is somebody else's file; if something cannot be written.
     """
     tell = progress or (lambda stage, done, total: None)
-    files, masks = find_files(paths, overlays)
+    closed: list[SonobreastError] = []
+    files, masks = find_files(paths, overlays, skip=closed.append)
+    _refuse_places(out, overlays, files)
     columns = columns_of(predictor)
-    problems: list[_Problem] = []
-    kept = predicted = 0
+    kept = predicted = problems = 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with quiet(), out.open("ab") as table:
             _alone(table, out)
             done = _resume(out, columns, predictor.identity, spacing_mm)
             kept = len(done.frames)
-            todo = [f for f in files if shown(f) not in done.complete]
-            finished = len(files) - len(todo)
-            tell("predicting", finished, len(files))
-            waiting = _prepared(predictor, todo, done.frames, limits or Limits(), keep=overlays is not None)
-            for batch in _batches(waiting):
-                items = [item for item in batch if isinstance(item, _Prepared)]
-                problems += [item for item in batch if isinstance(item, _Problem)]
-                finished += sum(_ends(item) for item in batch)
-                rows = _rows(predictor, items, overlays, spacing_mm, dicom_out, problems) if items else []
-                _append(table, columns, rows)
-                predicted += len(rows)
-                for row in rows if take is not None else []:
-                    take(row)  # type: ignore[misc]
+            todo, ready = _left(files, done, overlays)
+            with _problem_list(out) as write:
+
+                def note(problem: _Problem) -> None:
+                    nonlocal problems
+                    problems += 1
+                    write(problem)
+
+                for error in closed:
+                    note(_Problem(shown(Path(error.file or "")), error.what, error.remedy))
+                finished = len(files) - len(todo)
                 tell("predicting", finished, len(files))
+                waiting = _prepared(predictor, todo, ready, limits or Limits(), keep=overlays is not None)
+                for batch in _batches(waiting):
+                    items = [item for item in batch if isinstance(item, _Prepared)]
+                    for item in batch:
+                        if isinstance(item, _Problem):
+                            note(item)
+                    finished += sum(_ends(item) for item in batch)
+                    rows = _rows(predictor, items, overlays, spacing_mm, dicom_out, note) if items else []
+                    rows = [r for r in rows if (_place(str(r["file"])), r["frame"]) not in done.frames]
+                    _append(table, columns, rows)
+                    predicted += len(rows)
+                    for row in rows if take is not None else []:
+                        take(row)  # type: ignore[misc]
+                    tell("predicting", finished, len(files))
+    except BrokenPipeError:  # of whoever takes the rows, and no more than that: they are in the table
+        raise
     except OSError as error:
         raise disk_error(error, out) from error
-    write_table(problems_file(out), PROBLEM_COLUMNS, (vars(p) for p in problems))
-    return Outcome(len(files), kept, predicted, len(problems), masks)
+    return Outcome(len(files), kept, predicted, problems, masks)
+
+
+def _refuse_places(out: Path, overlays: Path | None, files: Sequence[Path]) -> None:
+    """Refuse a table that would pass for an image, and pictures that would lie among, or upon, the images."""
+    if out.suffix.lower() in SUFFIXES:
+        raise SonobreastError("the table would have the name of an image", file=out, remedy="name it --out NAME.csv")
+    if overlays is None:
+        return
+    top = Path(os.path.realpath(overlays))
+    for folder in {file.parent for file in files}:
+        if Path(os.path.realpath(folder)).is_relative_to(top):
+            raise SonobreastError(
+                f"the images lie in the folder that --overlays names ({shown(folder)})",
+                file=overlays,
+                remedy="name a folder of its own for the pictures; below that of the images is all right",
+            )
+
+
+def _left(files: Sequence[Path], done: _Done, overlays: Path | None) -> tuple[list[Path], set[Key]]:
+    """Files with anything to do, and the frames that have all they need: a row, and a picture where these are drawn."""
+    todo: list[Path] = []
+    ready: set[Key] = set()
+    for file in files:
+        name = shown(file)
+        place = _place(name)
+        count = done.counts.get(place, 0)
+        frames = {
+            (place, k)
+            for k in range(count)
+            if (place, k) in done.frames
+            and (overlays is None or os.path.exists(_overlay_file(overlays, name, k, count)))
+        }
+        ready |= frames
+        if not count or len(frames) < count:
+            todo.append(file)
+    return todo, ready
 
 
 def problems_file(out: Path) -> Path:
@@ -215,9 +292,39 @@ def problems_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}-problems.csv")
 
 
+@contextmanager
+def _problem_list(out: Path) -> Iterator[Note]:
+    """Begin the list anew; what is noted is in the file at once."""
+    file = problems_file(out)
+    header = _lines(PROBLEM_COLUMNS, [], header=True)
+    if file.exists():
+        with file.open("rb") as before:
+            first = before.readline(len(header) + 1)
+        if first and not header.startswith(first):
+            raise SonobreastError(
+                "the list of problems would be written over a file that is none",
+                file=file,
+                remedy="name another --out, or move this file away",
+            )
+    with file.open("wb") as stream:
+        stream.write(header)
+        stream.flush()
+
+        def write(problem: _Problem) -> None:
+            stream.write(_lines(PROBLEM_COLUMNS, [{**vars(problem), "schema_version": SCHEMA_VERSION}]))
+            stream.flush()
+
+        yield write
+
+
 def shown(file: Path) -> str:
-    """A file's name as the table has it, in one line."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in printable(file.as_posix()))
+    """A file's name as the table has it: in one line, and no two names alike (Python's ``unicode_escape``)."""
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in file.as_posix())
+
+
+def _place(name: str) -> str:
+    """By which a file of the table is known, whether it was named from here or from the root."""
+    return os.path.abspath(name)
 
 
 def columns_of(predictor: Predictor) -> tuple[str, ...]:
@@ -283,26 +390,29 @@ def _ends(item: _Prepared | _Problem) -> int:
 
 
 def _prepared(
-    predictor: Predictor, files: Sequence[Path], frames: set[Key], limits: Limits, *, keep: bool
+    predictor: Predictor, files: Sequence[Path], ready: set[Key], limits: Limits, *, keep: bool
 ) -> Iterator[_Prepared | _Problem]:
-    """Images as the networks see them, in order; a few files are decoded ahead, in threads."""
+    """Images as the networks see them, in order; a few files are decoded ahead, in threads, films piece by piece."""
+    piece = BATCH if keep else _PIECE
 
-    def one(file: Path) -> list[_Prepared | _Problem]:
+    def some(file: Path, first: int = 0) -> list[_Prepared | _Problem | _Rest]:
         name = shown(file)
-        found: list[_Prepared | _Problem] = []
+        place = _place(name)
+        found: list[_Prepared | _Problem | _Rest] = []
         try:
-            for frame in read(file, limits):
-                if (name, frame.index) in frames:
-                    continue
-                if is_mask(frame.image):
-                    raise SonobreastError(
-                        "black and white only: a mask or an empty picture, not a scan",
-                        remedy="leave the file out",
-                    )
-                height, width = frame.image.shape[:2]
-                pixels = predictor.prepared(frame.image)
-                kept = frame if keep else replace(frame, image=_NOTHING)
-                found.append(_Prepared(name, kept, width, height, pixels, file))
+            for frame in read(file, limits, first=first):
+                if (place, frame.index) not in ready:
+                    if is_mask(frame.image):
+                        raise SonobreastError(
+                            "black and white only: a mask or an empty picture, not a scan",
+                            remedy="leave the file out",
+                        )
+                    height, width = frame.image.shape[:2]
+                    pixels = predictor.prepared(frame.image)
+                    kept = frame if keep else replace(frame, image=_NOTHING)
+                    found.append(_Prepared(name, kept, width, height, pixels, file))
+                if frame.index + 1 - first >= piece and frame.index + 1 < frame.count:
+                    return [*found, _Rest(file, frame.index + 1)]
         except SonobreastError as error:
             found.append(_Problem(name, error.what, error.remedy))
         except MemoryError:
@@ -312,14 +422,19 @@ def _prepared(
     workers = max(1, min(4, os.cpu_count() or 1))
     with ThreadPoolExecutor(max_workers=workers) as pool:
         waiting = iter(files)
-        queue: list[Future[list[_Prepared | _Problem]]] = [
-            pool.submit(one, file) for file in islice(waiting, AHEAD * BATCH)
+        # Whole images weigh much more than what the networks see of them
+        ahead = workers if keep else AHEAD * BATCH
+        queue: list[Future[list[_Prepared | _Problem | _Rest]]] = [
+            pool.submit(some, file) for file in islice(waiting, ahead)
         ]
         try:
             while queue:
                 found = queue.pop(0).result()
-                queue.extend(pool.submit(one, file) for file in islice(waiting, 1))
-                yield from found
+                if found and isinstance(found[-1], _Rest):
+                    queue.insert(0, pool.submit(some, found[-1].path, found[-1].first))
+                else:
+                    queue.extend(pool.submit(some, file) for file in islice(waiting, 1))
+                yield from (item for item in found if not isinstance(item, _Rest))
         finally:
             for future in queue:
                 future.cancel()
@@ -336,26 +451,36 @@ def _rows(
     overlays: Path | None,
     spacing_mm: float | None,
     dicom_out: Path | None,
-    problems: list[_Problem],
+    note: Note,
 ) -> list[dict[str, object]]:
     outputs = predictor.run([item.pixels for item in items])
     rows = []
     for k, item in enumerate(items):
-        spacing = item.frame.spacing_mm if spacing_mm is None else spacing_mm
-        found = predictor.judge(outputs, k, item.width, item.height, spacing)
-        if overlays is not None:
-            name = item.file if item.frame.count == 1 else f"{item.file}.{item.frame.index}.png"
-            target = predicted_mask_file(overlays, name)
-            # The ending stays in the name: a.png and a.jpg are two images
-            target = target.with_name(f"{Path(name).name}.png")
-            write_overlay(target, item.frame.image, found, predictor.bundle.about.preprocess.aspect)
+        spacing = spacing_mm if item.frame.spacing_mm is None else item.frame.spacing_mm
+        try:
+            found = predictor.judge(outputs, k, item.width, item.height, spacing)
+            if overlays is not None:
+                target = _overlay_file(overlays, item.file, item.frame.index, item.frame.count)
+                write_overlay(target, item.frame.image, found, predictor.bundle.about.preprocess.aspect)
+        except MemoryError:
+            note(_Problem(item.file, "not enough memory for this image", "export it at screen size"))
+            continue
         if dicom_out is not None and is_dicom(item.path):
             try:
                 _answer(predictor, item, found, dicom_out)
             except SonobreastError as error:
-                problems.append(_Problem(item.file, f"no DICOM output: {error.what}", error.remedy))
+                note(_Problem(item.file, f"no DICOM output: {error.what}", error.remedy))
         rows.append(row_of(predictor, item.file, item.frame, found, spacing))
     return rows
+
+
+def _overlay_file(folder: Path, file: str, index: int, count: int) -> Path:
+    """The name with its ending and one more, because a.png and a.jpg are two images; cut where it is too long."""
+    name = file if count == 1 else f"{file}#{index}"
+    last = Path(name).name
+    if len(last.encode()) > _LONGEST:
+        last = f"{last.encode()[:_LONGEST].decode(errors='ignore')}-{hashlib.sha256(last.encode()).hexdigest()[:8]}"
+    return predicted_mask_file(folder, name).with_name(f"{last}.png")
 
 
 def _answer(predictor: Predictor, item: _Prepared, found: Prediction, folder: Path) -> None:
@@ -403,14 +528,16 @@ def _alone(table: IO[bytes], out: Path) -> None:
 
 @dataclass(frozen=True)
 class _Done:
+    """Frames with a row, and how many each file has; files by `_place`."""
+
     frames: set[Key]
-    complete: set[str]
+    counts: dict[str, int]
 
 
 def _resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: float | None) -> _Done:
     """Make the table ready to be appended to, and say what it holds."""
     header = _lines(columns, [], header=True)
-    done = _Done(set(), set())
+    done = _Done(set(), {})
     try:
         if not out.stat().st_size:
             with out.open("wb") as stream:
@@ -419,7 +546,6 @@ def _resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: flo
                 os.fsync(stream.fileno())
             return done
         good = 0
-        seen: dict[str, int] = {}
         with out.open("r+b") as stream:
             for number, line in enumerate(stream):
                 if number == 0:
@@ -437,12 +563,12 @@ def _resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: flo
                     break  # torn: what follows was never finished
                 if row["bundle"] != fingerprint:
                     raise _foreign(out, "was written with another bundle, or another variant of it")
-                if spacing_mm is not None and row["spacing_mm"] != str(spacing_mm):
+                spacing = "" if spacing_mm is None else str(spacing_mm)
+                if Path(row["file"]).suffix.lower() not in STATE_SPACING and row["spacing_mm"] != spacing:
                     raise _foreign(out, f"was written with the spacing {row['spacing_mm'] or 'not known'}")
-                done.frames.add((row["file"], int(row["frame"])))
-                seen[row["file"]] = seen.get(row["file"], 0) + 1
-                if seen[row["file"]] == int(row["frames"]):
-                    done.complete.add(row["file"])
+                place = _place(row["file"])
+                done.frames.add((place, int(row["frame"])))
+                done.counts[place] = int(row["frames"])
                 good += len(line)
             stream.truncate(good)
             stream.flush()

@@ -157,7 +157,7 @@ class Predictor:
         ----------
         source : Path or bytes
         spacing_mm : float or None
-            Of its pixels, where it is known from elsewhere.
+            Of its pixels, where it is known from elsewhere; what the file itself states goes before it.
         limits : Limits or None
 
         Raises
@@ -168,7 +168,7 @@ class Predictor:
         frame = next(read(source, limits))
         outputs = self.run([self.prepared(frame.image)])
         height, width = frame.image.shape[:2]
-        return self.judge(outputs, 0, width, height, frame.spacing_mm if spacing_mm is None else spacing_mm)
+        return self.judge(outputs, 0, width, height, spacing_mm if frame.spacing_mm is None else frame.spacing_mm)
 
     def judge(
         self, outputs: dict[str, Floats], index: int, width: int, height: int, spacing_mm: float | None

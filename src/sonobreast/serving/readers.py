@@ -7,6 +7,7 @@ in it.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -159,6 +160,8 @@ READERS: tuple[Reader, ...] = (
     Reader("DICOM", (".dcm", ".dicom"), lambda head: head[128:132] == b"DICM", _dicom),
 )
 SUFFIXES = frozenset(s for reader in READERS for s in reader.suffixes)
+STATE_SPACING = frozenset((*READERS[-1].suffixes, ""))
+"""Endings of files that may state their spacing themselves: those of DICOM, also without one."""
 
 
 def read(source: Path | bytes, limits: Limits | None = None, *, first: int = 0) -> Iterator[Frame]:
@@ -197,8 +200,14 @@ def _content(source: Path | bytes, limits: Limits) -> bytes:
         size, content = len(source), source
     else:
         try:
-            size = source.stat().st_size
-            content = source.read_bytes() if size <= limits.bytes else b""
+            found = source.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end, nor begin
+                raise SonobreastError("not a file with content", file=source, remedy="leave it out")
+            size, content = found.st_size, b""
+            if size <= limits.bytes:
+                with source.open("rb") as stream:
+                    content = stream.read(limits.bytes + 1)  # it may be growing
+                size = len(content)
         except OSError as error:
             raise SonobreastError(
                 f"the file cannot be read ({error.strerror})", file=source, remedy="check the file and its permissions"
