@@ -66,7 +66,7 @@ def domain_features(
     -------
     dict of str to ndarray, float64, (n, F)
         Of every picture ``picture`` (`picture_statistics`); of a network ``pooled``, and ``stages`` (the mean of every
-        channel of every stage's last map) where timm gives its maps. Test-time flips are left out: one pass is enough here.
+        channel of every stage's last map) where timm gives its maps. Test-time flips are left out: one pass is enough.
     """
     found = {"picture": picture_statistics(images)} if "picture" in detectors else {}
     backbone = network.backbone
