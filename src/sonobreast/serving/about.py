@@ -25,6 +25,7 @@ LARGEST = 64 << 20  # bytes of bundle.json; domain statistics are its largest pa
 REMEDY = "get the bundle again from whoever made it, or write it anew with `sonobreast export`"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -305,7 +306,7 @@ class About(Part):
     sonobreast: str
     title: str
     intended_use: Literal["research use only, not a medical device"]
-    classes: Annotated[list[str], Field(min_length=2, max_length=1000)]
+    classes: Annotated[list[ClassName], Field(min_length=2, max_length=1000)]
     members: Annotated[list[MemberCard], Field(min_length=1, max_length=1000)]
     preprocess: Preprocess
     requirements: list[Literal["scipy"]]
@@ -336,6 +337,8 @@ class About(Part):
     def _agrees(self) -> About:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
+        if not all(c.isprintable() for c in self.classes):
+            raise ValueError("the name of a class has signs that cannot be printed")  # a table has one line a row
         if self.outputs[:2] != ["logits", "features"] or len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs begin with logits and features, and each stands there once")
         if self.preprocess.scaling != "unit":

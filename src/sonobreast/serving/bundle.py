@@ -21,6 +21,7 @@ from typing import Any
 from sonobreast.errors import SonobreastError
 from sonobreast.records import disk_error
 from sonobreast.serving.about import ABOUT, MODEL, REMEDY, About, read_about
+from sonobreast.serving.onnx_file import LARGEST
 
 DIGEST = "bundle.sha256"
 SELF_TEST_IMAGE = "self_test/image.png"
@@ -95,6 +96,8 @@ def network_bytes(bundle: Bundle, name: str = MODEL) -> bytes:
     """
     path = _plain_file(bundle.folder, name)
     try:
+        if path.stat().st_size > LARGEST:
+            raise _altered(path, "is larger than any network's file can be")
         content = path.read_bytes()
     except OSError as error:
         raise _altered(path, "cannot be read") from error
