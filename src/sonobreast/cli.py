@@ -645,7 +645,7 @@ def export(
         str, typer.Option("--variants", metavar="LIST", help="int8,float16: also smaller forms, if they decide alike.")
     ] = "",
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Folder of the study's images, if they moved.")
+        Path | None, typer.Option("--data", metavar="DIR", help="The study's images, if moved; for --variants.")
     ] = None,
 ) -> None:
     """Write a bundle that runs without PyTorch: one run, or several as one ensemble."""
@@ -685,16 +685,25 @@ def predict(
         float | None,
         typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing in mm, where a file states none."),
     ] = None,
+    frames: Annotated[
+        str, typer.Option("--frames", metavar="RULE", help="Of DICOM clips: middle, first, last, ends, or how many.")
+    ] = "middle",
+    region: Annotated[
+        str,
+        typer.Option("--region", metavar="RULE", help="Of DICOM split screens: largest, each, or which from the left."),
+    ] = "largest",
     variant: Annotated[
         str | None, typer.Option("--variant", metavar="NAME", help="int8 or float16, where the bundle has it.")
     ] = None,
 ) -> None:
-    """Predict images with a bundle: one row an image. Research use only."""
+    """Predict images with a bundle: one row a picture. Research use only."""
     import json
 
     from sonobreast.serving.inference import infer
     from sonobreast.serving.predictor import load_predictor
+    from sonobreast.serving.readers import choice_of
 
+    choice = choice_of(frames, region)
     predictor = load_predictor(bundle, variant=variant)
     with Progress() as (stage, advance, _):
         outcome = infer(
@@ -704,6 +713,7 @@ def predict(
             overlays=overlays,
             dicom_out=dicom_out,
             spacing_mm=spacing,
+            choice=choice,
             take=(lambda row: typer.echo(json.dumps(row, allow_nan=False))) if as_json else None,
             progress=staged(stage, advance),
         )

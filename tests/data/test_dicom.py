@@ -20,7 +20,7 @@ import pytest
 from tests import dicom_files as files
 from tests.dicom_files import KEY, SECRETS, compressed, content, dataset, phantom, save, seen_by_dcmtk
 
-from sonobreast.data.dicom import decode_rgb, is_dicom, read_dicom, read_each_region, sample
+from sonobreast.data.dicom import contents, decode_rgb, is_dicom, read_dicom, sample
 from sonobreast.data.pseudonym import pseudonym, pseudonym_key
 from sonobreast.errors import SonobreastError
 
@@ -213,12 +213,41 @@ def test_of_a_split_screen_the_largest_region_is_read_or_each() -> None:
     assert np.array_equal(image.frames[0], phantom().image[:, :52])
     assert image.n_regions == 2
     assert any("split" in n.text for n in image.notes)
-    left, right = read_each_region(data, key=KEY)
+    assert contents(data).n_regions == 2
+    left, right = (read(data, region=r) for r in (1, 2))
     assert np.array_equal(left.frames[0], image.frames[0])
     assert np.array_equal(right.frames[0], phantom().image[:, 56:])
     assert right.spacing_mm == pytest.approx((0.1, 0.1))
-    assert np.array_equal(read(data, region=2).frames[0], right.frames[0])
+    assert (left.region.number, right.region.number) == (1, 2)
+    assert any("region 1 of 2 from the left (columns 1 to 52, rows 49 to 144)" in n.text for n in left.notes)
     assert "no B-mode region 3" in refusal(data, region=3)
+    ds = dataset()
+    del ds.SequenceOfUltrasoundRegions
+    assert "no B-mode region 2" in refusal(ds, region=2)
+    assert read(content(ds), region=1).region is None
+
+
+def test_a_region_that_is_named_twice_is_one() -> None:
+    from copy import deepcopy
+
+    ds = dataset()
+    twin = deepcopy(ds.SequenceOfUltrasoundRegions[0])
+    ds.SequenceOfUltrasoundRegions.append(twin)
+    assert contents(content(ds)).n_regions == 1
+    assert read(content(ds)).notes == ()
+    assert read(content(ds)).spacing_mm is not None
+    twin.PhysicalDeltaX = twin.PhysicalDeltaY = 0.05
+    assert read(content(ds)).spacing_mm is None
+
+
+def test_what_contradicts_itself_has_no_millimetres() -> None:
+    ds = dataset()
+    ds.PixelSpacing = [phantom().spacing_mm * 1.01] * 2
+    assert read(content(ds)).spacing_mm == pytest.approx((phantom().spacing_mm,) * 2)
+    ds.PixelSpacing = [phantom().spacing_mm * 1.5] * 2
+    image = read(content(ds))
+    assert image.spacing_mm is None
+    assert [n.code for n in image.notes] == ["dicom-doubtful-spacing"]
 
 
 def test_colour_flow_beside_the_picture_leaves_it_and_on_it_refuses() -> None:
@@ -262,10 +291,18 @@ def test_a_tinted_picture_is_grey_again() -> None:
 
 def test_regions_outside_of_the_picture_are_cut_to_it() -> None:
     ds = dataset()
-    ds.SequenceOfUltrasoundRegions[0].RegionLocationMaxY1 = 100_000
-    assert read(content(ds)).frames[0].shape == (96, 96)
-    ds.SequenceOfUltrasoundRegions[0].RegionLocationMinX0 = 95
-    assert "none of the 1 ultrasound region" in refusal(ds)
+    region = ds.SequenceOfUltrasoundRegions[0]
+    region.RegionLocationMaxY1 = ds.Rows  # one too many, as some scanners count
+    assert read(content(ds)).notes == ()
+    region.RegionLocationMaxY1 = 100_000
+    image = read(content(ds))
+    assert image.frames[0].shape == (96, 96)
+    assert image.spacing_mm is None
+    assert [n.code for n in image.notes] == ["dicom-doubtful-spacing"]
+    region.RegionLocationMinX0 = 95
+    assert "outside of the picture or is smaller" in refusal(ds)
+    region.RegionLocationMinX0, region.RegionLocationMaxX1 = 90, 10
+    assert "outside of the picture or is smaller" in refusal(ds)
 
 
 @pytest.mark.parametrize(("units", "delta"), [(1, 0.01), (3, 0.0), (3, 99.0), (3, None)])
@@ -294,7 +331,7 @@ def test_frames_are_sampled_by_rule(tmp_path: Path) -> None:
     ends = read(path, frames="ends")
     assert ends.numbers == (1, 3, 5)
     assert all(np.array_equal(f, clip.frames[n - 1]) for f, n in zip(ends.frames, ends.numbers, strict=True))
-    assert "of 5 frames" in ends.notes[0].text
+    assert "frame 1, 3, 5 of the 5 frames" in ends.notes[0].text
 
 
 @pytest.mark.parametrize("syntax", ["native", "rle"])
@@ -324,7 +361,7 @@ def test_500_frames_need_no_more_memory_than_one(syntax: str, tmp_path: Path, mo
     assert peak < 1.5e6
 
 
-def test_frames_in_several_fragments_need_the_offset_table() -> None:
+def test_frames_in_several_fragments_are_found_by_the_offset_table_or_by_how_they_begin() -> None:
     from pydicom.encaps import encapsulate
 
     ds = dataset(n_frames=2)
@@ -339,7 +376,16 @@ def test_frames_in_several_fragments_need_the_offset_table() -> None:
     ds.PixelData = encapsulate(frames, fragments_per_frame=3)
     assert all(np.array_equal(a, b) for a, b in zip(read(content(ds), frames="ends").frames, expected, strict=True))
     ds.PixelData = encapsulate(frames, fragments_per_frame=3, has_bot=False)
+    assert all(np.array_equal(a, b) for a, b in zip(read(content(ds), frames="ends").frames, expected, strict=True))
+    ds.NumberOfFrames = 3
     assert "no offset table" in refusal(ds)
+    for wrong in (1, None):
+        ds.NumberOfFrames = wrong
+        assert "hold 2 pictures, NumberOfFrames (0028,0008) says 1" in refusal(ds)
+    ds = dataset(n_frames=2)
+    ds.compress(RLE, generate_instance_uid=False)
+    ds.NumberOfFrames = 1
+    assert "hold 2 pictures" in refusal(ds)
 
 
 # Refusals
@@ -472,7 +518,7 @@ def test_deep_and_signed_pictures_without_a_window_are_refused() -> None:
         ({"BitsAllocated": 1}, "BitsAllocated (0028,0100) is 1"),
         ({"BitsStored": 12}, "BitsStored (0028,0101) 12"),
         ({"HighBit": 4}, "HighBit"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "without a palette"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "without a whole palette"),
     ],
 )
 def test_what_is_no_b_mode_picture(change: dict[str, Any], words: str) -> None:
@@ -510,6 +556,115 @@ def test_palette_in_big_endian_is_refused(tmp_path: Path) -> None:
         files.in_syntax(files.with_photometric("PALETTE COLOR"), files.NATIVE["big endian"]), tmp_path / "a.dcm"
     )
     assert "big endian" in refusal(path)
+
+
+def test_pixel_data_longer_than_the_header_says_are_sheared_or_of_another_kind() -> None:
+    ds = dataset()
+    ds.Columns -= 1
+    assert "longer than the header says" in refusal(ds)
+    clip = dataset(n_frames=5)
+    del clip.NumberOfFrames
+    assert "for 1 frame(s) of 136 x 144" in refusal(clip)
+    deep = dataset()
+    deep.PixelData = np.frombuffer(deep.PixelData, np.uint8).astype("<u2").tobytes()
+    assert "longer" in refusal(deep)
+    padded = dataset()
+    padded.PixelData += b"\0" * 4
+    assert np.array_equal(picture(content(padded)), phantom().image)
+
+
+def test_full_colour_that_is_called_subsampled_is_read_as_what_it_is() -> None:
+    ds = files.with_photometric("YBR_FULL")
+    expected = picture(content(ds))
+    ds.PhotometricInterpretation = "YBR_FULL_422"
+    assert np.array_equal(picture(content(ds)), expected)
+    ds = files.with_photometric("YBR_FULL_422")
+    expected = picture(content(ds))
+    ds.PlanarConfiguration = 1  # has no meaning there
+    assert np.array_equal(picture(content(ds)), expected)
+
+
+def test_colours_of_another_photometric_interpretation_are_no_tint() -> None:
+    grey = files.colours(dataset())
+    frame = files.pillow_frame(grey, "JPEG")
+    length = int.from_bytes(frame[4:6], "big")
+    bare = frame[:2] + frame[4 + length :]  # without JFIF the decoder believes the header
+    ds = compressed(files.with_photometric("RGB"), JPEG, [bare], "YBR_FULL")
+    assert np.abs(picture(content(ds)).astype(int) - grey[48:, :96]).max() < 40
+    ds.PhotometricInterpretation = "RGB"
+    assert "black is coloured" in refusal(ds)
+    ds.PhotometricInterpretation = "YBR_RCT"
+    assert "JPEG 2000 only" in refusal(ds)
+    native = files.with_photometric("RGB")
+    native.PhotometricInterpretation = "YBR_ICT"
+    assert "JPEG 2000 only" in refusal(native)
+    whole = files.pillow_frame(grey, "JPEG2000", irreversible=False, mct=1, no_jp2=True)
+    wrong = compressed(files.with_photometric("RGB"), J2K_LOSSLESS, [whole], "YBR_FULL")
+    assert "black is coloured" in refusal(wrong)
+
+
+def test_what_would_turn_black_to_white_is_refused() -> None:
+    from pydicom.dataset import Dataset
+
+    for photometric, shape in (("MONOCHROME2", "INVERSE"), ("MONOCHROME1", "IDENTITY")):
+        ds = files.with_photometric(photometric)
+        ds.PresentationLUTShape = shape
+        assert f"is {shape}, but the image is {photometric}" in refusal(ds)
+    ds = dataset()
+    ds.RescaleSlope, ds.RescaleIntercept = -1, 255
+    assert "negative RescaleSlope" in refusal(ds)
+    ds = dataset()
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [256, 0, 8], "US", bytes(range(255, -1, -1))
+    table["LUTData"].VR = "OW"
+    ds.ModalityLUTSequence = [table]
+    assert "Modality LUT" in refusal(ds)
+
+
+def test_palettes_that_are_not_whole() -> None:
+    ds = files.with_photometric("PALETTE COLOR")
+    red = np.frombuffer(ds.RedPaletteColorLookupTableData, "<u2")
+    for channel in ("Red", "Green", "Blue"):
+        data = np.frombuffer(ds[f"{channel}PaletteColorLookupTableData"].value, "<u2") >> 8
+        setattr(ds, f"{channel}PaletteColorLookupTableData", data.astype("<u2").tobytes())
+    assert "lower 8 only" in refusal(ds)
+    ds = files.with_photometric("PALETTE COLOR")
+    del ds.GreenPaletteColorLookupTableData
+    assert "without a whole palette" in refusal(ds)
+    ds.SegmentedGreenPaletteColorLookupTableData = np.concatenate([[0, 256], red]).astype("<u2").tobytes()
+    assert "segmented" in refusal(ds)
+
+
+def test_bombs_are_stopped_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    import struct
+    import tracemalloc
+
+    from sonobreast.data import dicom_header
+
+    monkeypatch.setattr(dicom_header, "MAX_READS", 10_000)
+
+    def at_patient(extra: bytes) -> bytes:
+        data = content(dataset())
+        place = data.index(b"\x10\x00\x10\x00PN")
+        return data[:place] + extra + data[place:]
+
+    sequence, item, end = b"\x09\x00\x10\x10SQ\0\0\xff\xff\xff\xff", b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+    few = sequence + (item + b"\0\0\0\0") * 1_000 + end
+    assert np.array_equal(picture(at_patient(few)), phantom().image)
+    many = at_patient(sequence + (item + b"\0\0\0\0") * 50_000 + end)
+    runs = bytes([129, 0]) * 1_000_000
+    rle = compressed(dataset(), RLE, [struct.pack("<16L", 1, 64, *[0] * 14) + runs])
+    screens = dataset()
+    screens.SequenceOfUltrasoundRegions = list(screens.SequenceOfUltrasoundRegions) * 2000
+    for data, words in (
+        (many, "more elements"),
+        (content(rle), "more bytes in RLE"),
+        (content(screens), "more than 64"),
+    ):
+        tracemalloc.start()
+        assert words in refusal(data)
+        assert tracemalloc.get_traced_memory()[1] < 12e6
+        tracemalloc.stop()
 
 
 # Identifiers

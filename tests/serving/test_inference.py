@@ -25,7 +25,7 @@ from sonobreast.serving import inference
 from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.inference import Outcome, find_files, infer, problems_file, shown
 from sonobreast.serving.predictor import Predictor, load_predictor
-from sonobreast.serving.readers import Frame, Limits
+from sonobreast.serving.readers import USUAL, Frame, Limits, Place
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_nobodys_files_are_written_over(predictor: Predictor, tree: Path, tmp_pa
     with pytest.raises(SonobreastError, match="name of an image"):
         infer(predictor, [tree], tree / "day 0" / "scan 0.png")
     images = {p: p.read_bytes() for p in tree.rglob("*") if p.is_file()}
-    for folder in (tree, tree.parent, tree / "day 0"):
+    for folder in (tree, tree.parent):
         with pytest.raises(SonobreastError, match="images lie in the folder"):
             infer(predictor, [tree], tmp_path / "other.csv", overlays=folder)
     assert images == {p: p.read_bytes() for p in tree.rglob("*") if p.is_file()}
@@ -313,7 +313,7 @@ def test_a_film_is_decoded_piece_by_piece(
             yield frame
 
     monkeypatch.setattr(inference, "read", read)
-    waiting = inference._prepared(predictor, [tmp_path / "film.tiff"], set(), Limits(), keep=True)
+    waiting = inference._prepared(predictor, [tmp_path / "film.tiff"], set(), Limits(), USUAL, keep=True)
     first = next(waiting)
     assert isinstance(first, inference._Prepared)
     assert len(decoded) <= 2 * inference.BATCH
@@ -338,7 +338,7 @@ def test_spacing_of_the_file_goes_before_the_given_one(
 
     def read(file: Path, *args: object, **kwargs: object) -> Iterator[Frame]:
         for frame in real(file, *args, **kwargs):  # type: ignore[arg-type]
-            yield replace(frame, spacing_mm=0.05 if file == stating else None)
+            yield replace(frame, spacing_mm=0.05, place=Place(1, 1, 0, 0)) if file == stating else frame
 
     monkeypatch.setattr(inference, "read", read)
     out = tmp_path / "o.csv"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sonobreast.serving.lesion import measure, pieces
+from sonobreast.serving.lesion import feret, largest, measure, pieces
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -32,10 +32,10 @@ def test_the_diameter_is_the_largest_distance_of_corners() -> None:
     corners = np.unique(
         np.concatenate([np.stack([rows + i, columns + j], 1) for i in (0, 1) for j in (0, 1)]).astype(float), axis=0
     )
-    largest = max(float(np.hypot(*(corners - c).T).max()) for c in corners)
+    longest = max(float(np.hypot(*(corners - c).T).max()) for c in corners)
     found = measure(mask, 0.1)
-    assert found.diameter_px == pytest.approx(largest)
-    assert found.diameter_mm == pytest.approx(0.1 * largest)
+    assert found.diameter_px == pytest.approx(longest)
+    assert found.diameter_mm == pytest.approx(0.1 * longest)
     assert (found.area_px, found.pieces) == (int(mask.sum()), 1)
 
 
@@ -58,3 +58,19 @@ def test_one_pixel_and_a_full_mask() -> None:
     one[3, 0] = True
     assert measure(one).diameter_px == pytest.approx(np.sqrt(2))
     assert measure(np.ones((3, 4), bool)).diameter_px == pytest.approx(5.0)
+
+
+def test_the_long_axis_is_measured_with_the_spacing_of_both_directions() -> None:
+    box = np.zeros((60, 80), bool)
+    box[10:40, 5:45] = True
+    [runs] = pieces(box)
+    assert feret(runs) == pytest.approx(50.0)  # 30 x 40
+    assert feret(runs, (0.1, 0.2)) == pytest.approx(np.hypot(3.0, 8.0))
+    y, x = np.mgrid[:200, :200]
+    for angle in np.linspace(0, np.pi, 7):
+        u, v = (
+            (x - 100) * np.cos(angle) + (y - 100) * np.sin(angle),
+            (y - 100) * np.cos(angle) - (x - 100) * np.sin(angle),
+        )
+        ellipse = (u / 70) ** 2 + (v / 30) ** 2 <= 1
+        assert feret(largest(pieces(ellipse)), (0.5, 0.5)) == pytest.approx(70.0, abs=1.0)

@@ -8,8 +8,9 @@ screen). No message and no log holds a patient's name, number, date or UID.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 
 from sonobreast.data.dicom_frames import read_frames
 from sonobreast.data.dicom_header import Header, read_header
-from sonobreast.data.dicom_regions import Region, pick, plausible, tissue_regions, without_colour
+from sonobreast.data.dicom_regions import Region, agree, pick, plausible, tissue_regions, without_colour
 from sonobreast.data.hush import hushed
 from sonobreast.data.pseudonym import pseudonym, pseudonym_key
 from sonobreast.errors import SonobreastError
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
+OF_SPACING = frozenset({"dicom-no-spacing", "dicom-doubtful-spacing"})
+"""Codes of notes that end where somebody gives the spacing."""
 _LONGEST_TEXT = 64  # of a Long String (LO); what is longer is damaged
 _T = TypeVar("_T")
 Sampling = str | int | tuple[int, ...]
@@ -36,6 +39,25 @@ class Note:
 
     code: str
     text: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds, by its head.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Of the uncut picture.
+    n_frames : int
+    n_regions : int
+        B-mode regions; 0 where the file names no regions.
+    """
+
+    rows: int
+    columns: int
+    n_frames: int
+    n_regions: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +79,8 @@ class DicomImage:
     n_regions : int
         B-mode regions in the file; 2 on a split screen.
     spacing_mm : tuple of 2 float, or None
-        Millimetres between rows and between columns: of the region, or PixelSpacing (0028,0030) without regions.
+        Millimetres between rows and between columns: of the region, or PixelSpacing (0028,0030) without regions. None
+        also where the file contradicts itself.
     device : str
         Manufacturer and model; empty where not given.
     patient, study, series, image : str
@@ -153,7 +176,7 @@ def read_dicom(
     frames : {"middle", "first", "last", "ends"}, int or tuple of int
         See `sample`.
     region : {"largest"} or int
-        See `sonobreast.data.dicom_regions.pick`; `read_each_region` reads all.
+        See `sonobreast.data.dicom_regions.pick`.
     key : bytes or None
         For the pseudonyms; None: the user's, `sonobreast.data.pseudonym.pseudonym_key`.
 
@@ -167,21 +190,15 @@ def read_dicom(
     return _reading(source, lambda header: _image(header, frames, pick(tissue_regions(header), region), key))
 
 
-def read_each_region(
-    source: Path | bytes, *, frames: Sampling = "middle", key: bytes | None = None
-) -> tuple[DicomImage, ...]:
-    """Every B-mode region of a split screen, from left to right; otherwise as `read_dicom`."""
-    key = pseudonym_key() if key is None else key
+def contents(source: Path | bytes) -> Contents:
+    """What could be read of a file; no pixel is decoded.
 
-    def read(header: Header) -> tuple[DicomImage, ...]:
-        start = header.stream.tell()
-        found = []
-        for region in tissue_regions(header) or (None,):
-            header.stream.seek(start)
-            found.append(_image(header, frames, region, key))
-        return tuple(found)
-
-    return _reading(source, read)
+    Raises
+    ------
+    SonobreastError
+        As `read_dicom`, for what the head shows.
+    """
+    return _reading(source, lambda h: Contents(h.rows, h.columns, h.n_frames, len(tissue_regions(h))))
 
 
 def decode_rgb(source: Path | bytes) -> NDArray[np.uint8]:
@@ -204,21 +221,17 @@ def as_rgb(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return frame if frame.ndim == 3 else np.repeat(frame[:, :, None], 3, axis=2)
 
 
-def require_pydicom() -> None:
-    """Say what to install where pydicom is missing.
+def require(library: str = "pydicom") -> None:
+    """Say what to install where a DICOM library is missing.
 
     Raises
     ------
     SonobreastError
     """
-    try:
-        import pydicom  # noqa: F401
-    except ImportError:
-        missing = True
-    else:
-        missing = False
-    if missing:
-        raise SonobreastError("DICOM files need pydicom", remedy="pip install 'sonobreast[dicom]'")
+    with suppress(ImportError):
+        import_module(library)
+        return
+    raise SonobreastError(f"DICOM files need {library}", remedy="pip install 'sonobreast[dicom]'")
 
 
 def _reading(source: Path | bytes, read: Callable[[Header], _T]) -> _T:
@@ -234,7 +247,7 @@ def guarded(source: Path | bytes, work: Callable[[BinaryIO], _T]) -> _T:
         The one that ``work`` raised, with the file's name, or one for whatever else was raised.
     """
     file = source if isinstance(source, Path) else None
-    require_pydicom()
+    require()
     try:
         with hushed(), _opened(source) as stream:
             return work(stream)
@@ -269,7 +282,10 @@ def _image(header: Header, frames: Sampling, region: Region | None, key: bytes) 
     regions = tissue_regions(header)
     names = {k: _text(ds.get(k)) for k in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")}
     burned_in = {"YES": True, "NO": False}.get(_text(ds.get("BurnedInAnnotation")))
-    spacing = region.spacing_mm if region is not None else _pixel_spacing(ds)
+    stated = _pixel_spacing(ds)
+    spacing = region.spacing_mm if region is not None else stated
+    doubtful = region is not None and spacing is not None and (region.leaves_picture or not agree(spacing, stated))
+    spacing = None if doubtful else spacing
     return DicomImage(
         frames=_pictures(header, indices, region),
         numbers=tuple(i + 1 for i in indices),
@@ -286,7 +302,7 @@ def _image(header: Header, frames: Sampling, region: Region | None, key: bytes) 
         image=pseudonym("image", names["SOPInstanceUID"], key),
         modality="US",
         burned_in=burned_in,
-        notes=tuple(_notes(header.n_frames, indices, region, len(regions), burned_in, spacing)),
+        notes=tuple(_notes(header.n_frames, indices, region, len(regions), burned_in, spacing, doubtful)),
     )
 
 
@@ -297,14 +313,17 @@ def _notes(
     n_regions: int,
     burned_in: bool | None,
     spacing: tuple[float, float] | None,
+    doubtful: bool,
 ) -> Iterator[Note]:
     if len(indices) < n_frames:
         which = ", ".join(str(i + 1) for i in indices)
-        yield Note("dicom-clip", f"of {n_frames} frames, frame {which} was looked at and no other")
+        yield Note("dicom-clip", f"this is about frame {which} of the {n_frames} frames of the clip")
     if n_regions > 1 and region is not None:
+        left, top, right, bottom = region.box
         yield Note(
             "dicom-split-screen",
-            f"the screen is split: of {n_regions} B-mode regions the one from column {region.box[0]} was looked at",
+            f"the screen is split: this is about B-mode region {region.number} of {n_regions} from the left "
+            f"(columns {left + 1} to {right}, rows {top + 1} to {bottom})",
         )
     if region is None:
         yield Note(
@@ -316,7 +335,13 @@ def _notes(
                 "dicom-burned-in",
                 "the file says that text is burned in (BurnedInAnnotation is YES): it may name the patient",
             )
-    if spacing is None:
+    if doubtful:
+        yield Note(
+            "dicom-doubtful-spacing",
+            "the pixel spacing of the ultrasound region contradicts PixelSpacing (0028,0030), or the region leaves the "
+            "picture, as after resizing: which spacing is right is not known, and no size in millimetres is given",
+        )
+    elif spacing is None:
         yield Note("dicom-no-spacing", "the file gives no pixel spacing: no size in millimetres")
 
 
@@ -333,6 +358,6 @@ def _device(ds: Any) -> str:
 
 def _pixel_spacing(ds: Any) -> tuple[float, float] | None:
     values = ds.get("PixelSpacing")
-    if values is None or isinstance(values, str) or len(values) != 2:
+    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != 2:
         return None
     return plausible(float(values[0]), float(values[1]))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sonobreast.data.dicom import DicomImage, as_rgb, is_dicom, read_dicom
+from sonobreast.data.dicom import OF_SPACING, DicomImage, as_rgb, is_dicom, read_dicom
 from sonobreast.data.listing import Entry, is_utf8, known_class, visible
 from sonobreast.data.pseudonym import pseudonym, pseudonym_key
 from sonobreast.records import Problem
@@ -26,6 +26,7 @@ _REMEDIES = {
     "dicom-no-regions": "look whether the picture shows text or a second scan; crop it, or export it with its regions",
     "dicom-burned-in": "look at the picture before it leaves the hospital",
     "dicom-no-spacing": "give spacing_mm in a table, if it is known",
+    "dicom-doubtful-spacing": "give spacing_mm in a table, if it is known, or export the image as it was scanned",
     "dicom-no-patient": "give a table with the column patient, or look for copies with sonobreast data audit",
     "dicom-oblong-pixels": "give spacing_mm in a table, if lengths are needed",
 }
@@ -72,7 +73,7 @@ def read_entry(entry: Entry, name: str) -> tuple[Entry, NDArray[np.uint8], list[
     """
     key = pseudonym_key()
     image = read_dicom(entry.image, key=key)
-    found = [(n.code, n.text) for n in image.notes if n.code != "dicom-no-spacing" or entry.spacing_mm is None]
+    found = [(n.code, n.text) for n in image.notes if n.code not in OF_SPACING or entry.spacing_mm is None]
     patient = pseudonym("patient", entry.patient, key) or image.patient
     if not patient:
         found.append(("dicom-no-patient", "neither the file nor the table names a patient"))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sonobreast.data import gdcm_worker
 from sonobreast.data.dicom_header import (
+    COLOURS,
     COMPRESSED,
     JPEG,
     JPEG_2000,
@@ -28,6 +29,8 @@ from sonobreast.data.dicom_header import (
 )
 
 MAX_SAMPLED_BYTES = 1 << 30
+_PADDING = 16
+"""Bytes behind the pixels that are borne; the standard has one, to an even length."""
 _AGAIN = "copy or export the file again"
 
 
@@ -67,10 +70,9 @@ def _left(stream: BinaryIO) -> int:
 
 def _native_frames(header: Header) -> Any:
     stream, start = header.stream, header.stream.tell()
-    subsampled = header.photometric == "YBR_FULL_422"
-    if subsampled and header.columns % 2:
+    if _subsampled(header) and header.columns % 2:
         raise refuse("YBR_FULL_422 with an odd number of columns", "let the PACS convert it to RGB")
-    samples = 2 if subsampled else header.samples  # two pixels share their colour
+    samples = 2 if _subsampled(header) else header.samples  # two pixels share their colour
     size = header.rows * header.columns * samples * header.bits_allocated // 8
     there = min(header.length or 0, _left(stream))
     if there < size * header.n_frames:
@@ -79,12 +81,24 @@ def _native_frames(header: Header) -> Any:
             f"{there // size} of {header.n_frames} frame(s)",
             "the file is truncated, or Rows, Columns or NumberOfFrames are wrong: " + _AGAIN,
         )
+    if (header.length or 0) > size * header.n_frames + _PADDING:
+        raise refuse(
+            f"the pixel data are longer than the header says: {header.length} bytes, not {size * header.n_frames} for "
+            f"{header.n_frames} frame(s) of {header.columns} x {header.rows}",
+            "Rows, Columns, BitsAllocated, SamplesPerPixel or NumberOfFrames are wrong: " + _AGAIN,
+        )
 
     def frame(index: int) -> bytes:
         stream.seek(start + index * size)
         return stream.read(size)
 
     return frame
+
+
+def _subsampled(header: Header) -> bool:
+    """Whether two pixels share their colour; some archives decompress to three samples a pixel and keep the name."""
+    full = header.rows * header.columns * 3 * header.n_frames
+    return header.photometric == "YBR_FULL_422" and not full <= (header.length or 0) <= full + _PADDING
 
 
 def _encapsulated_frames(header: Header) -> Any:
@@ -109,6 +123,11 @@ def _encapsulated_frames(header: Header) -> Any:
     if len(fragments) < header.n_frames:
         raise refuse(f"the pixel data hold {len(fragments)} of {header.n_frames} frame(s)", _AGAIN)
     starts = _starts(header, table, fragments)
+    if header.syntax == RLE:
+        largest = 2 * header.rows * header.columns * header.samples * header.bits_allocated // 8 + (1 << 16)
+        ends = [*starts[1:], len(fragments)]
+        if any(sum(n for _, n in fragments[a:b]) > largest for a, b in zip(starts, ends, strict=True)):
+            raise refuse("a frame takes more bytes in RLE than it has pixels: the data are damaged", _AGAIN)
 
     def frame(index: int) -> bytes:
         first = starts[index]
@@ -124,10 +143,15 @@ def _encapsulated_frames(header: Header) -> Any:
 
 def _starts(header: Header, table: list[tuple[int, int]], fragments: list[tuple[int, int]]) -> list[int]:
     """The fragment that each frame begins with."""
-    if header.n_frames == 1:
-        return [0]
     if len(fragments) == header.n_frames:
         return list(range(header.n_frames))
+    begun = _begun(header, fragments)
+    if header.n_frames == 1 and len(begun) < 2:
+        return [0]
+    if header.n_frames == 1 or header.n_frames < len(begun):
+        raise refuse(
+            f"the pixel data hold {len(begun)} pictures, NumberOfFrames (0028,0008) says {header.n_frames}", _AGAIN
+        )
     extended = header.dataset.get("ExtendedOffsetTable")
     if extended:
         offsets = np.frombuffer(extended[: len(extended) // 8 * 8], "<u8").tolist()
@@ -137,11 +161,26 @@ def _starts(header: Header, table: list[tuple[int, int]], fragments: list[tuple[
     begin = fragments[0][0] - 8
     where = {place - 8 - begin: number for number, (place, _) in enumerate(fragments)}
     if len(offsets) != header.n_frames or not all(o in where for o in offsets) or offsets != sorted(set(offsets)):
+        if len(begun) == header.n_frames and begun[0] == 0:
+            return begun
         raise refuse(
             f"{header.n_frames} frames lie in {len(fragments)} fragments and no offset table says which",
             "let the PACS send it uncompressed, or with a basic offset table",
         )
     return [where[o] for o in offsets]
+
+
+def _begun(header: Header, fragments: list[tuple[int, int]]) -> list[int]:
+    """Fragments that begin a frame: as a JPEG of any kind does, inside of which these bytes do not occur; RLE has no
+    frame of several fragments (PS3.5 A.4.2)."""
+    if header.syntax == RLE:
+        return list(range(len(fragments)))
+    found = []
+    for number, (place, length) in enumerate(fragments):
+        header.stream.seek(place)
+        if length >= 4 and header.stream.read(4).startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0c")):
+            found.append(number)
+    return found
 
 
 def _decode(frame: bytes, header: Header) -> NDArray[Any]:
@@ -155,7 +194,10 @@ def _decode(frame: bytes, header: Header) -> NDArray[Any]:
         _look_at(frame, header)
         plugin = _plugin(header)
     decoder = get_decoder(UID(header.syntax))
+    photometric = header.photometric
     planar = int(header.dataset.get("PlanarConfiguration") or 0)
+    if photometric == "YBR_FULL_422" and header.length is not None:
+        planar, photometric = (0, photometric) if _subsampled(header) else (planar, "YBR_FULL")
     options: dict[str, Any] = {
         "raw": header.photometric == "PALETTE COLOR",
         "rows": header.rows,
@@ -166,7 +208,7 @@ def _decode(frame: bytes, header: Header) -> NDArray[Any]:
         "bits_allocated": header.bits_allocated,
         "bits_stored": header.bits_stored,
         "pixel_representation": int(header.signed),
-        "photometric_interpretation": header.photometric,
+        "photometric_interpretation": photometric,
         "pixel_keyword": "PixelData",
         "pixel_vr": "OW" if header.bits_allocated > 8 or header.syntax == "1.2.840.10008.1.2" else "OB",
     }
@@ -286,12 +328,17 @@ def _grey_scale(header: Header) -> _GreyScale:
             raise refuse("signed colour values have no meaning", "export the image again")
         return _GreyScale()
     ds = header.dataset
+    if header.bits_stored == 8 and (_modality_lut(ds) or (_first(ds.get("RescaleSlope")) or 1.0) < 0.0):
+        raise refuse(
+            "a Modality LUT (0028,3000) or a negative RescaleSlope (0028,1053) on 8 bits is not read",
+            "export the image as it is displayed",
+        )
     if int(ds.get("HighBit") or header.bits_stored - 1) != header.bits_stored - 1:
         raise refuse("HighBit (0028,0102) is not BitsStored - 1", "export the image with 8 bits a sample")
     if header.bits_stored == 8 and not header.signed:
         return _GreyScale()
     what = f"a grey image with {header.bits_stored} bits{', signed,' if header.signed else ''}"
-    if ds.get("ModalityLUTSequence"):
+    if _modality_lut(ds):
         raise refuse(f"{what} and a Modality LUT (0028,3000) is not read", "export the image with 8 bits a sample")
     function = str(ds.get("VOILUTFunction") or "LINEAR").strip()
     center, width = (_first(ds.get(k)) for k in ("WindowCenter", "WindowWidth"))
@@ -307,6 +354,11 @@ def _grey_scale(header: Header) -> _GreyScale:
     if not np.isfinite([slope, intercept]).all() or slope == 0.0:
         raise refuse("RescaleSlope (0028,1053) or RescaleIntercept (0028,1052) is no usable number", _AGAIN)
     return _GreyScale(slope, intercept, center, width)
+
+
+def _modality_lut(ds: Any) -> bool:
+    """Whether there is one; pydicom does not get to read it, however many items it says it has."""
+    return "ModalityLUTSequence" in ds and bool(ds.get_item("ModalityLUTSequence").value)
 
 
 def _first(value: Any) -> float | None:
@@ -336,12 +388,20 @@ def _displayed(array: NDArray[Any], header: Header, scale: _GreyScale) -> NDArra
 def _through_palette(array: NDArray[Any], header: Header) -> NDArray[np.uint8]:
     from pydicom.pixels.processing import apply_color_lut
 
-    if "RedPaletteColorLookupTableDescriptor" not in header.dataset:
-        raise refuse("PALETTE COLOR without a palette (0028,1101)", "export the image again, or as RGB")
+    parts = [f"{c}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data") for c in COLOURS]
+    if not all(k in header.dataset for k in parts):  # a segmented one is no case: it can grow to gigabytes
+        raise refuse(
+            "PALETTE COLOR without a whole palette (0028,1101 and the following; segmented ones are not read)",
+            "export the image again, or as RGB",
+        )
     if header.syntax == "1.2.840.10008.1.2.2":
         raise refuse("PALETTE COLOR in big endian is not read", "let the PACS send it as Explicit VR Little Endian")
     descriptor = header.dataset.RedPaletteColorLookupTableDescriptor
     coloured = apply_color_lut(array, header.dataset)
     bits = 16 if coloured.dtype.itemsize == 2 and int(descriptor[2]) == 16 else 8
+    if bits == 16 and 0 < int(coloured.max()) < 256:
+        raise refuse(
+            "the palette has 16 bits, but its colours use the lower 8 only", "export the image again, or as RGB"
+        )
     # 16-bit entries carry the colour in their upper byte (PS3.3 C.7.6.3.1.6)
     return np.ascontiguousarray((coloured[..., :3] >> (bits - 8)).astype(np.uint8))

@@ -7,17 +7,23 @@ can move a patient's name into any text.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any, BinaryIO
+from io import BufferedIOBase, BytesIO
+from typing import Any, BinaryIO, cast
 
 from sonobreast.errors import SonobreastError
 
 MAX_FRAME_PIXELS = 1 << 26
 """Rows x Columns, 67 million: more than any scanner, less than a bomb."""
 MAX_FRAMES = 100_000
-MAX_INFLATED = 512 << 20
+MAX_INFLATED = 256 << 20
 """Bytes that a deflated file may grow to; deflate packs up to a thousand to one."""
+MAX_READS = 200_000
+"""Reads of the head, about three an element. Scanners write some thousand elements; a file that is made for it holds
+millions of empty ones, and takes minutes."""
+MAX_REGIONS = 64
+"""Ultrasound regions; a screen has one to five."""
 
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -38,6 +44,9 @@ _SAMPLES = {
     "YBR_ICT": 3,
     "YBR_RCT": 3,
 }
+_OF_JPEG_2000 = frozenset({"YBR_ICT", "YBR_RCT"})
+_CHUNK = 1 << 20
+COLOURS = ("Red", "Green", "Blue")
 _US_CLASSES = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{n}"
     for n in ("6.1", "3.1", "6", "3")  # the last two are retired, archives hold them
@@ -80,10 +89,9 @@ _FURTHER = (
     *("SpecificCharacterSet", "ImageType", "SOPInstanceUID", "Modality", "Manufacturer", "ManufacturerModelName"),
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SequenceOfUltrasoundRegions", "NumberOfFrames"),
     *("PlanarConfiguration", "PixelSpacing", "BurnedInAnnotation", "WindowCenter", "WindowWidth", "HighBit"),
-    *("VOILUTFunction", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("VOILUTFunction", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PresentationLUTShape"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-    *(f"{s}{c}PaletteColorLookupTableData" for s in ("", "Segmented") for c in ("Red", "Green", "Blue")),
-    *(f"{c}PaletteColorLookupTableDescriptor" for c in ("Red", "Green", "Blue")),
+    *(f"{c}PaletteColorLookupTable{part}" for part in ("Data", "Descriptor") for c in COLOURS),
 )
 
 
@@ -134,23 +142,9 @@ def read_header(stream: BinaryIO) -> Header:
         If it is no DICOM file, not an ultrasound image, lacks an attribute, is larger than any scan, or is stored in a
         way that is not read here. pydicom's own errors pass through; `sonobreast.data.dicom` turns them into this one.
     """
-    from pydicom.filereader import read_dataset, read_preamble
-    from pydicom.tag import Tag
-
-    read_preamble(stream, force=True)
-    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    syntax = _syntax(meta)
-    if syntax == _DEFLATED:
-        stream = _inflated(stream)
-    tags: list[Any] = [Tag(k) for k in (*_REQUIRED, *_FURTHER)]
-    dataset = read_dataset(
-        stream,
-        syntax == "1.2.840.10008.1.2",
-        syntax != "1.2.840.10008.1.2.2",
-        stop_when=lambda tag, vr, length: tag >= 0x7FE00008,
-        specific_tags=tags,
-    )
+    syntax, dataset, stream = read_head(stream, (*_REQUIRED, *_FURTHER))
     _check_kind(dataset)
+    _check_regions(dataset)
     missing = [f"{k} {tag}" for k, tag in _REQUIRED.items() if dataset.get(k) in (None, "")]
     if missing and not stream.read(1):
         raise refuse(
@@ -167,6 +161,17 @@ def read_header(stream: BinaryIO) -> Header:
     photometric, samples = str(dataset.PhotometricInterpretation).strip(), int(dataset.SamplesPerPixel)
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     _check_samples(photometric, samples, allocated, stored)
+    if photometric in _OF_JPEG_2000 and syntax not in JPEG_2000:
+        raise refuse(
+            f"{photometric} goes with JPEG 2000 only (PhotometricInterpretation (0028,0004))",
+            "the header was changed without the pixels, or the other way round: export the image again",
+        )
+    shape = str(dataset.get("PresentationLUTShape") or "").strip()
+    if (shape, photometric) in (("INVERSE", "MONOCHROME2"), ("IDENTITY", "MONOCHROME1")):
+        raise refuse(
+            f"PresentationLUTShape (2050,0020) is {shape}, but the image is {photometric}: black or white is not known",
+            "export the image again, or as MONOCHROME2",
+        )
     return Header(
         dataset=dataset,
         stream=stream,
@@ -181,6 +186,92 @@ def read_header(stream: BinaryIO) -> Header:
         bits_stored=stored,
         signed=int(dataset.PixelRepresentation) == 1,
     )
+
+
+def read_head(stream: BinaryIO, keywords: Sequence[str]) -> tuple[str, Any, BinaryIO]:
+    """Attributes before the pixel data.
+
+    Returns
+    -------
+    syntax : str
+        Transfer Syntax UID.
+    dataset : pydicom Dataset
+        Those of ``keywords`` that there are.
+    stream : binary file
+        Stands where reading stopped; another one than was given where the file is deflated.
+
+    Raises
+    ------
+    SonobreastError
+        If the transfer syntax is missing or not read here, or the head is larger than any scan's.
+    """
+    from pydicom.filereader import read_preamble
+    from pydicom.tag import Tag
+
+    read_preamble(stream, force=True)
+    meta = _read(stream, implicit=False, little=True, stop_when=lambda tag, vr, length: tag.group != 2)
+    syntax = _syntax(meta)
+    if syntax == _DEFLATED:
+        stream = _inflated(stream)
+    tags: list[Any] = [Tag(k) for k in keywords]
+    dataset = _read(
+        stream,
+        implicit=syntax == "1.2.840.10008.1.2",
+        little=syntax != "1.2.840.10008.1.2.2",
+        stop_when=lambda tag, vr, length: tag >= 0x7FE00008,
+        specific_tags=tags,
+    )
+    return syntax, dataset, stream
+
+
+def _read(stream: BinaryIO, *, implicit: bool, little: bool, **options: Any) -> Any:
+    from pydicom.filereader import read_dataset
+
+    counted = _Counted(stream)
+    try:
+        return read_dataset(cast(BinaryIO, counted), implicit, little, **options)
+    except Exception:
+        if counted.left >= 0:
+            raise
+    raise refuse("the file has more elements before its pixel data than any scan", "let the PACS send it without them")
+
+
+class _Counted(BufferedIOBase):
+    """A file that is read from no more than so many times."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.left = MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("more reads than any scan needs")  # pydicom turns some errors into others
+        return self._stream.read(-1 if size is None else size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _check_regions(dataset: Any) -> None:
+    """Before pydicom makes datasets of them, where the file gives their length."""
+    if "SequenceOfUltrasoundRegions" not in dataset:
+        return
+    value = dataset.get_item("SequenceOfUltrasoundRegions").value
+    if len(value or ()) > (MAX_REGIONS if not isinstance(value, bytes) else MAX_REGIONS << 12):
+        raise refuse(
+            f"the file names more than {MAX_REGIONS} ultrasound regions (0018,6011), more than a screen has",
+            "the file is damaged: export the image again",
+        )
 
 
 def _syntax(meta: Any) -> str:
@@ -203,15 +294,18 @@ def _syntax(meta: Any) -> str:
 
 
 def _inflated(stream: BinaryIO) -> BinaryIO:
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = inflate.decompress(stream.read(), MAX_INFLATED)
-    if inflate.unconsumed_tail:
-        raise refuse(
-            f"the deflated file grows to more than {MAX_INFLATED >> 20} MB", "let the PACS send it uncompressed"
-        )
-    if not inflate.eof:
-        raise refuse("the deflated data end too early: the file is truncated", "copy or export the file again")
-    return BytesIO(content)
+    inflate, content = zlib.decompressobj(-zlib.MAX_WBITS), BytesIO()
+    while not inflate.eof:
+        packed = inflate.unconsumed_tail or stream.read(_CHUNK)
+        content.write(inflate.decompress(packed, _CHUNK))
+        if content.tell() > MAX_INFLATED:
+            raise refuse(
+                f"the deflated file grows to more than {MAX_INFLATED >> 20} MB", "let the PACS send it uncompressed"
+            )
+        if not packed:
+            raise refuse("the deflated data end too early: the file is truncated", "copy or export the file again")
+    content.seek(0)
+    return content
 
 
 def _check_kind(dataset: Any) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from sonobreast.data.atomic import cannot_write, write_whole
-from sonobreast.data.dicom import require_pydicom
+from sonobreast.data.dicom import require
 from sonobreast.data.phantom import Phantom
 
 US_IMAGE = "1.2.840.10008.5.1.4.1.1.6.1"
@@ -63,7 +63,7 @@ def dicom_dataset(phantom: Phantom, *, n_frames: int = 1, seed: int = 0) -> Any:
     SonobreastError
         If pydicom is not installed.
     """
-    require_pydicom()
+    require()
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 

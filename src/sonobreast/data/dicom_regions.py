@@ -6,7 +6,7 @@ Everything outside the region goes: names and dates that the scanner burned into
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sonobreast.data.dicom_header import Header, refuse
 
+Box = tuple[int, int, int, int]
 _TISSUE, _COLOUR_FLOW = 1, 2
 _TWO_D = 1
 _CENTIMETRES = 3
@@ -42,16 +43,20 @@ class Region:
     Attributes
     ----------
     number : int
-        Its place in SequenceOfUltrasoundRegions, from 1.
+        From the left among the B-mode regions, from 1.
     box : tuple of 4 int
         Left, top, right, bottom in pixels; right and bottom are not part of it.
     spacing_mm : tuple of 2 float, or None
         Millimetres between rows and between columns; None where the file does not calibrate it.
+    leaves_picture : bool
+        Whether the file places a part of it outside of the picture: then the picture was resized and the calibration
+        was not.
     """
 
     number: int
-    box: tuple[int, int, int, int]
+    box: Box
     spacing_mm: tuple[float, float] | None = None
+    leaves_picture: bool = False
 
     @property
     def area(self) -> int:
@@ -79,25 +84,39 @@ def tissue_regions(header: Header) -> tuple[Region, ...]:
                 f"the screen shows {name} (RegionSpatialFormat (0018,6012) is {code}), not B-mode alone",
                 "give the frozen B-mode image of the lesion without Doppler or M-mode",
             )
-    flow, tissue = [], []
-    for number, (item, form) in enumerate(zip(items, formats, strict=True), start=1):
-        box = _box(item, header)
+    flow: list[Box] = []
+    tissue: dict[Box, Region] = {}  # by place: some scanners name a region twice, once for each of its uses
+    nowhere = 0
+    for item, form in zip(items, formats, strict=True):
+        box, leaves = _box(item, header)
         kind = _number(item, "RegionDataType")
-        if form != _TWO_D or box is None:
+        if form != _TWO_D:
             continue
-        if kind == _COLOUR_FLOW:
+        if kind == _COLOUR_FLOW and box is not None:
             flow.append(box)
-        elif kind == _TISSUE:
-            tissue.append(Region(number, box, _calibration(item)))
-    clear = [t for t in tissue if not any(_overlap(t.box, f) for f in flow)]
+        elif kind == _TISSUE and box is None:
+            nowhere += 1
+        elif kind == _TISSUE and box is not None:
+            twin = tissue.get(box)
+            spacing = _calibration(item)
+            if twin is not None:
+                spacing = (spacing or twin.spacing_mm) if agree(twin.spacing_mm, spacing) else None
+            tissue[box] = Region(0, box, spacing, leaves)
+    clear = [t for t in tissue.values() if not any(_overlap(t.box, f) for f in flow)]
     if not clear:
-        what = (
-            "colour flow lies on the B-mode image (RegionDataType (0018,6014) is 2): colour or power Doppler"
-            if flow
-            else f"none of the {len(items)} ultrasound region(s) is 2D tissue (RegionDataType (0018,6014) is 1)"
-        )
+        if flow:
+            what = "colour flow lies on the B-mode image (RegionDataType (0018,6014) is 2): colour or power Doppler"
+        elif nowhere:
+            raise refuse(
+                f"the B-mode region lies outside of the picture or is smaller than {_SMALLEST} x {_SMALLEST} pixels "
+                "(RegionLocationMinX0 (0018,6018) and the following)",
+                "the picture was cut or resized after the scan, or the file is damaged: export the image again",
+            )
+        else:
+            what = f"none of the {len(items)} ultrasound region(s) is 2D tissue (RegionDataType (0018,6014) is 1)"
         raise refuse(what, "give the frozen B-mode image of the lesion without Doppler")
-    return tuple(sorted(clear, key=lambda r: (r.box[0], r.box[1])))
+    ordered = sorted(clear, key=lambda r: (r.box[0], r.box[1]))
+    return tuple(replace(region, number=number) for number, region in enumerate(ordered, start=1))
 
 
 def pick(regions: Sequence[Region], which: str | int) -> Region | None:
@@ -121,7 +140,9 @@ def pick(regions: Sequence[Region], which: str | int) -> Region | None:
         If there are fewer regions.
     """
     if not regions:
-        return None
+        if which in ("largest", 1):
+            return None
+        raise refuse(f"there is no B-mode region {which}: the file names no regions", "ask for the largest region")
     if which == "largest":
         return max(regions, key=lambda r: r.area)  # the first of equals
     if not isinstance(which, int) or not 1 <= which <= len(regions):
@@ -134,18 +155,23 @@ def _number(item: Any, keyword: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _box(item: Any, header: Header) -> tuple[int, int, int, int] | None:
-    """The region within the picture; both corners that the file gives belong to it. None where nothing is left."""
+def _box(item: Any, header: Header) -> tuple[Box | None, bool]:
+    """The region within the picture, and whether the file's leaves it; both corners that the file gives belong to it.
+
+    None where nothing is left. One column or row too many is how some scanners count.
+    """
     corners = [_number(item, f"RegionLocation{k}") for k in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
     if any(c is None for c in corners):
-        return None
+        return None, False
     left, top, right, bottom = (c or 0 for c in corners)
-    left, top = max(0, left), max(0, top)
+    leaves = right > header.columns or bottom > header.rows
     right, bottom = min(header.columns, right + 1), min(header.rows, bottom + 1)
-    return (left, top, right, bottom) if right - left >= _SMALLEST and bottom - top >= _SMALLEST else None
+    if right - left < _SMALLEST or bottom - top < _SMALLEST:
+        return None, leaves
+    return (left, top, right, bottom), leaves
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
@@ -158,6 +184,13 @@ def _calibration(item: Any) -> tuple[float, float] | None:
 def plausible(row: float, column: float) -> tuple[float, float] | None:
     """A pixel spacing, or None where no scanner has it: a pixel is between a micrometre and a centimetre."""
     return (row, column) if all(1e-3 < v < 10.0 for v in (row, column)) else None
+
+
+def agree(one: tuple[float, float] | None, other: tuple[float, float] | None) -> bool:
+    """Whether two spacings differ by no more than 2 %; what is not stated contradicts nothing."""
+    if one is None or other is None:
+        return True
+    return all(abs(a - b) <= 0.02 * max(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _check_image_type(values: Any) -> None:
@@ -197,6 +230,13 @@ def without_colour(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if share < _COLOURED_SHARE:
         return picture
     if _is_tint(picture):
+        low, high = np.percentile(picture.reshape(-1, 3)[:: max(1, picture.size // 600_000)], (1, 99), axis=0)
+        if np.any((high >= _SATURATED) & (low > high / 2)):
+            raise refuse(
+                "black is coloured: the colours are not those of the PhotometricInterpretation (0028,0004) that the "
+                "file states",
+                "the header was changed without the pixels, or the other way round: export the image again",
+            )
         return np.asarray((picture @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8))
     raise refuse(
         f"{share:.0%} of the pixels are coloured: this is Doppler or elastography, not B-mode",

@@ -8,10 +8,18 @@ from sonobreast import __version__
 from sonobreast.data.dicom import is_dicom
 from sonobreast.serving.dicom_out import Algorithm, Finding, Written, write_dicom
 from sonobreast.serving.predictor import Prediction, Predictor
+from sonobreast.serving.readers import Place
 
 
 def write_answers(
-    predictor: Predictor, source: Path | bytes, found: Prediction, folder: Path, *, stem: str = ""
+    predictor: Predictor,
+    source: Path | bytes,
+    found: Prediction,
+    folder: Path,
+    *,
+    stem: str = "",
+    place: Place | None = None,
+    spacing_mm: float | None = None,
 ) -> Written | None:
     """Write a structured report, and a segmentation where the bundle draws one, of one DICOM file.
 
@@ -19,11 +27,15 @@ def write_answers(
     ----------
     predictor : Predictor
     source : Path or bytes
-        The file that ``found`` is about; its middle frame was judged.
+        The file that ``found`` is about.
     found : Prediction
     folder : Path
     stem : str
         Begins the files' names.
+    place : Place or None
+        The frame and region that were judged, as ``Frame.place`` has it; None: the largest region of the middle frame.
+    spacing_mm : float or None
+        Of the pixels, where somebody gave it; None: what the file states.
 
     Returns
     -------
@@ -39,10 +51,12 @@ def write_answers(
         return None
     probabilities = {c: float(p) for c, p in zip(found.classes, found.probability, strict=True)}
     mask = found.mask if found.mask is not None and found.mask.any() else None
-    finding = Finding(probabilities, mask, None, tuple(comments(found)))
+    frame = None if place is None else place.frame
+    finding = Finding(probabilities, mask, frame, tuple(comments(found)), spacing_mm)
     about = predictor.bundle.about
     algorithm = Algorithm(about.title, __version__, (f"bundle {predictor.bundle.fingerprint[:16]}",))
-    return write_dicom(source, folder, finding, algorithm, stem=stem)
+    region = place.region if place is not None and place.region else "largest"
+    return write_dicom(source, folder, finding, algorithm, region=region, stem=stem)
 
 
 def comments(found: Prediction) -> list[str]:

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonobreast.data.atomic import cannot_write, write_whole
-from sonobreast.data.dicom import DicomImage, read_dicom
-from sonobreast.data.extent import label_parts, long_axis_mm
+from sonobreast.data.dicom import OF_SPACING, DicomImage, read_dicom, require
 from sonobreast.data.hush import hushed
 from sonobreast.errors import SonobreastError
 from sonobreast.serving.dicom_source import read_source
+from sonobreast.serving.lesion import feret, largest, pieces
 
 RESEARCH_USE = "Research use only. Not a medical device. Computed by software; not read or confirmed by a physician."
 _SERIES = {"report": 9701, "segmentation": 9702, "image": 9703}
@@ -62,12 +62,15 @@ class Finding:
         Which frame of a clip, from 1; None: the middle one.
     comments : tuple of str
         Sentences for the report: why the case is out of the model's range, for example.
+    spacing_mm : float or None
+        Of the pixels, where somebody gave it; None: what the file states.
     """
 
     probabilities: Mapping[str, float]
     mask: NDArray[np.bool_] | None = None
     frame: int | None = None
     comments: tuple[str, ...] = ()
+    spacing_mm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def write_dicom(
         If highdicom is not installed; if the source cannot be read or referred to; if the mask has another size than
         the picture or the probabilities are none; if a file is there already or cannot be written.
     """
-    require_highdicom()
+    require("highdicom")
     image = read_dicom(source, frames="middle" if finding.frame is None else (finding.frame,), region=region, key=b"-")
     _check(finding, image)
     name = source if isinstance(source, Path) else None
@@ -137,25 +140,6 @@ def write_dicom(
     except OSError as problem:
         raise cannot_write(problem, folder) from problem
     return Written(paths["report"], paths.get("segmentation"), paths.get("image"), made.long_axis_mm, made.notes)
-
-
-def require_highdicom() -> None:
-    """Say what to install where highdicom is missing.
-
-    Raises
-    ------
-    SonobreastError
-    """
-    try:
-        import highdicom  # noqa: F401
-    except ImportError:
-        missing = True
-    else:
-        missing = False
-    if missing:
-        raise SonobreastError(
-            "DICOM reports and segmentations need highdicom", remedy="pip install 'sonobreast[dicom]'"
-        )
 
 
 def _check(finding: Finding, image: DicomImage) -> None:
@@ -194,7 +178,8 @@ def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: 
     from sonobreast.serving.dicom_report import report
 
     origin = read_source(source)
-    notes = [n.text for n in image.notes]
+    given = finding.spacing_mm
+    notes = [n.text for n in image.notes if given is None or n.code not in OF_SPACING]
     mask = finding.mask if finding.mask is not None and finding.mask.any() else None
     files: dict[str, bytes] = {}
     base, derived, segmentation, length = origin, None, None, None
@@ -210,10 +195,13 @@ def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: 
             mask = on_screen(mask, image)
         segmentation = segment(base, mask, algorithm)
         files["segmentation"] = _bytes(segmentation)
-        length = None if image.spacing_mm is None else long_axis_mm(mask, image.spacing_mm)
-        pieces = int(label_parts(mask).max())
-        if pieces > 1:
-            notes.append(f"the segmentation has {pieces} parts; the long axis is that of the largest")
+        spacing = image.spacing_mm if given is None else (given, given)
+        parts = pieces(mask)
+        length = None if spacing is None else feret(largest(parts), spacing)
+        if given is not None:
+            notes.append(f"the long axis is by a pixel spacing of {given:g} mm that was given by hand, not by the file")
+        if len(parts) > 1:
+            notes.append(f"the segmentation has {len(parts)} parts; the long axis is that of the largest")
     comments = (RESEARCH_USE, *notes, *finding.comments)
     said = report(origin, derived, segmentation, image.numbers[0], finding.probabilities, length, algorithm, comments)
     files["report"] = _bytes(said)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sonobreast.data.dicom import guarded
-from sonobreast.data.dicom_header import refuse
+from sonobreast.data.dicom_header import read_head, refuse
 
 _TEXTS = {"PatientID": 64, "StudyID": 16, "AccessionNumber": 16, "PatientName": 324, "ReferringPhysicianName": 324}
 _FORMS = {
@@ -20,6 +20,10 @@ _FORMS = {
     "PatientSex": r"[MFO]",
 }
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_FURTHER = (
+    *("SpecificCharacterSet", "ImageLaterality", "Laterality", "Rows", "Columns", "NumberOfFrames"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
 _METHODS = {  # of the transfer syntaxes with loss
     "1.2.840.10008.1.2.4.50": "ISO_10918_1",
     "1.2.840.10008.1.2.4.51": "ISO_10918_1",
@@ -43,11 +47,10 @@ def read_source(source: Path | bytes) -> Any:
 
 
 def _copy(stream: BinaryIO) -> Any:
-    from pydicom import dcmread
     from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
-    there = dcmread(stream, stop_before_pixels=True, force=True)
+    syntax, there, _ = read_head(stream, (*_UIDS, *_TEXTS, *_FORMS, *_FURTHER))
     missing = [k for k in _UIDS if not there.get(k) or not UID(str(there[k].value)).is_valid]
     if missing:
         raise refuse(
@@ -70,13 +73,12 @@ def _copy(stream: BinaryIO) -> Any:
     ds.PatientOrientation = ""  # not known in free-hand ultrasound
     if int(there.get("NumberOfFrames") or 1) > 1:
         ds.NumberOfFrames = int(there.NumberOfFrames)
-    _copy_compression(there, ds)
+    _copy_compression(there, syntax, ds)
     return ds
 
 
-def _copy_compression(there: Any, ds: Any) -> None:
+def _copy_compression(there: Any, syntax: str, ds: Any) -> None:
     """Whether pixels were ever compressed with loss: once 01, always 01 (PS3.3 C.7.6.1.1.5)."""
-    syntax = str(there.file_meta.get("TransferSyntaxUID") or "")
     lossy = syntax in _METHODS or str(there.get("LossyImageCompression") or "") == "01"
     ds.LossyImageCompression = "01" if lossy else "00"
     ratio, method = there.get("LossyImageCompressionRatio"), there.get("LossyImageCompressionMethod")

@@ -8,9 +8,7 @@ names all of them.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +26,10 @@ from sonobreast.data.masks_out import predicted_mask_file
 from sonobreast.data.preprocess import is_mask, quiet
 from sonobreast.errors import SonobreastError
 from sonobreast.records import SCHEMA_VERSION, disk_error
+from sonobreast.serving.inference_table import Done, Key, alone, append, columns_of, lines_of, resume, row_of, same_file
 from sonobreast.serving.overlay import write_overlay
 from sonobreast.serving.predictor import Prediction, Predictor
-from sonobreast.serving.readers import STATE_SPACING, SUFFIXES, Frame, Limits, read
+from sonobreast.serving.readers import SUFFIXES, USUAL, Choice, Frame, Limits, Place, read
 
 BATCH = 8
 AHEAD = 2  # batches that are decoded in advance
@@ -40,7 +38,6 @@ _PIECE = 32  # pictures of one film that are in memory at a time
 _LONGEST = 200  # bytes of a name: file systems take 255, and a file in the making has a longer one
 _NOTHING = np.empty((0, 0, 3), np.uint8)
 Progress = Callable[[str, int, int], None]
-Key = tuple[str, int]
 Note = Callable[["_Problem"], None]
 
 
@@ -94,10 +91,23 @@ class _Rest:
     first: int
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What each picture is to have beside its row, and what that hangs on."""
+
+    identity: str
+    overlays: Path | None
+    dicom_out: Path | None
+    spacing_mm: float | None
+    choice: Choice
+
+
 def find_files(
-    paths: Sequence[Path], without: Path | None = None, *, skip: Callable[[SonobreastError], None] | None = None
+    paths: Sequence[Path], without: Sequence[Path] = (), *, skip: Callable[[SonobreastError], None] | None = None
 ) -> tuple[list[Path], int]:
-    """Files that were named, and those below folders that end as an image does; masks are counted and left out.
+    """Files that were named, and those below folders that are images; masks are counted and left out.
+
+    An image ends as one does; DICOM is known by its content, because files of a PACS often have no ending.
 
     A mask is ``NAME_mask.EXT`` beside an image ``NAME``, or lies in a folder that is called after masks. A file that is
     named itself is always taken.
@@ -105,8 +115,8 @@ def find_files(
     Parameters
     ----------
     paths : sequence of Path
-    without : Path or None
-        A folder that is not looked into: pictures that this program writes are no scans.
+    without : sequence of Path
+        Folders that are not looked into: pictures that this program writes are no scans.
     skip : callable or None
         Told of folders below the given ones that cannot be read; None: they end the search.
 
@@ -117,7 +127,7 @@ def find_files(
     """
     found: dict[str, Path] = {}  # by where they are: a file is predicted once, however it was named
     masks = 0
-    skipped = None if without is None else os.path.realpath(without)
+    skipped = {os.path.realpath(folder) for folder in without}
     for path in paths:
         if os.path.isdir(path):
             inside, left = _below(path, skipped, skip)
@@ -138,7 +148,7 @@ def find_files(
 
 
 def _below(
-    folder: Path, skipped: str | None, skip: Callable[[SonobreastError], None] | None, depth: int = 0
+    folder: Path, skipped: set[str], skip: Callable[[SonobreastError], None] | None, depth: int = 0
 ) -> tuple[list[Path], int]:
     found: list[Path] = []
     masks = 0
@@ -150,7 +160,8 @@ def _below(
         skip(error)
         return [], 0
     # os.path's questions have an answer also where a folder may be listed and not entered
-    images = [p for p in here if p.suffix.lower() in SUFFIXES and not os.path.isdir(p)]
+    files = [p for p in here if not os.path.isdir(p)]
+    images = [p for p in files if p.suffix.lower() in SUFFIXES or (os.path.isfile(p) and is_dicom(p))]
     stems = {p.stem.lower() for p in images}
     mask_folder = folder.name.lower() in MASK_FOLDERS - {"labels"} and depth > 0
     for path in images:
@@ -161,7 +172,7 @@ def _below(
             found.append(path)
     for path in here:
         # A link may lead in a circle
-        if os.path.isdir(path) and not os.path.islink(path) and os.path.realpath(path) != skipped:
+        if os.path.isdir(path) and not os.path.islink(path) and os.path.realpath(path) not in skipped:
             inside, left = _below(path, skipped, skip, depth + 1)
             found += inside
             masks += left
@@ -176,6 +187,7 @@ def infer(
     overlays: Path | None = None,
     dicom_out: Path | None = None,
     spacing_mm: float | None = None,
+    choice: Choice = USUAL,
     limits: Limits | None = None,
     take: Callable[[dict[str, object]], None] | None = None,
     progress: Progress | None = None,
@@ -187,13 +199,16 @@ def infer(
     predictor : Predictor
     paths : sequence of Path
     out : Path
-        The table; a table of the same bundle is gone on with.
+        The table; a table of the same bundle, spacing and choice is gone on with.
     overlays : Path or None
         Folder for a picture of each image; one that is missing is drawn, also where a row is there from before.
     dicom_out : Path or None
-        Folder for a report and a segmentation of each DICOM file; what could not be written stands with the problems.
+        Folder for a report and a segmentation of each DICOM file, as for pictures; what could not be written stands
+        with the problems, and is tried again.
     spacing_mm : float or None
         Of the pixels of all images whose files do not state it themselves.
+    choice : Choice
+        Frames and regions of DICOM files; each picture has a row.
     limits : Limits or None
     take : callable or None
         Given each new row, after it is on the disk.
@@ -203,22 +218,23 @@ def infer(
     Raises
     ------
     SonobreastError
-        If there is nothing to read; if the images lie in the folder for pictures; if the table is of another bundle or
-        spacing; if the table or the list of problems is somebody else's file; if something cannot be written.
+        If there is nothing to read; if the images lie in the folder for pictures; if the table is of another bundle,
+        spacing or choice; if the table or the list of problems is somebody else's file; if something cannot be written.
     """
     tell = progress or (lambda stage, done, total: None)
     closed: list[SonobreastError] = []
-    files, masks = find_files(paths, overlays, skip=closed.append)
+    files, masks = find_files(paths, [f for f in (overlays, dicom_out) if f is not None], skip=closed.append)
     _refuse_places(out, overlays, files)
     columns = columns_of(predictor)
     kept = predicted = problems = 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with quiet(), out.open("ab") as table:
-            _alone(table, out)
-            done = _resume(out, columns, predictor.identity, spacing_mm)
+            alone(table, out)
+            done = resume(out, columns, predictor.identity, spacing_mm, choice)
             kept = len(done.frames)
-            todo, ready = _left(files, done, overlays)
+            wanted = _Wanted(predictor.identity, overlays, dicom_out, spacing_mm, choice)
+            todo, ready = _left(files, done, wanted)
             with _problem_list(out) as write:
 
                 def note(problem: _Problem) -> None:
@@ -230,16 +246,16 @@ def infer(
                     note(_Problem(shown(Path(error.file or "")), error.what, error.remedy))
                 finished = len(files) - len(todo)
                 tell("predicting", finished, len(files))
-                waiting = _prepared(predictor, todo, ready, limits or Limits(), keep=overlays is not None)
+                waiting = _prepared(predictor, todo, ready, limits or Limits(), choice, keep=overlays is not None)
                 for batch in _batches(waiting):
                     items = [item for item in batch if isinstance(item, _Prepared)]
                     for item in batch:
                         if isinstance(item, _Problem):
                             note(item)
                     finished += sum(_ends(item) for item in batch)
-                    rows = _rows(predictor, items, overlays, spacing_mm, dicom_out, note) if items else []
-                    rows = [r for r in rows if (_place(str(r["file"])), r["frame"]) not in done.frames]
-                    _append(table, columns, rows)
+                    rows = _rows(predictor, items, wanted, note) if items else []
+                    rows = [r for r in rows if (same_file(str(r["file"])), r["frame"]) not in done.frames]
+                    append(table, columns, rows)
                     predicted += len(rows)
                     for row in rows if take is not None else []:
                         take(row)  # type: ignore[misc]
@@ -267,21 +283,17 @@ def _refuse_places(out: Path, overlays: Path | None, files: Sequence[Path]) -> N
             )
 
 
-def _left(files: Sequence[Path], done: _Done, overlays: Path | None) -> tuple[list[Path], set[Key]]:
-    """Files with anything to do, and the frames that have all they need: a row, and a picture where these are drawn."""
+def _left(files: Sequence[Path], done: Done, wanted: _Wanted) -> tuple[list[Path], set[Key]]:
+    """Files with anything to do, and the pictures that have all that is wanted."""
     todo: list[Path] = []
     ready: set[Key] = set()
     for file in files:
         name = shown(file)
-        place = _place(name)
-        count = done.counts.get(place, 0)
-        frames = {
-            (place, k)
-            for k in range(count)
-            if (place, k) in done.frames
-            and (overlays is None or os.path.exists(_overlay_file(overlays, name, k, count)))
-        }
-        ready |= frames
+        same = same_file(name)
+        count = done.counts.get(same, 0)
+        rows = [(same, k) for k in range(count) if (same, k) in done.frames]
+        frames = [key for key in rows if _there(wanted, file, name, done.frames[key], key[1], count)]
+        ready.update(frames)
         if not count or len(frames) < count:
             todo.append(file)
     return todo, ready
@@ -296,7 +308,7 @@ def problems_file(out: Path) -> Path:
 def _problem_list(out: Path) -> Iterator[Note]:
     """Begin the list anew; what is noted is in the file at once."""
     file = problems_file(out)
-    header = _lines(PROBLEM_COLUMNS, [], header=True)
+    header = lines_of(PROBLEM_COLUMNS, [], header=True)
     if file.exists():
         with file.open("rb") as before:
             first = before.readline(len(header) + 1)
@@ -311,7 +323,7 @@ def _problem_list(out: Path) -> Iterator[Note]:
         stream.flush()
 
         def write(problem: _Problem) -> None:
-            stream.write(_lines(PROBLEM_COLUMNS, [{**vars(problem), "schema_version": SCHEMA_VERSION}]))
+            stream.write(lines_of(PROBLEM_COLUMNS, [{**vars(problem), "schema_version": SCHEMA_VERSION}]))
             stream.flush()
 
         yield write
@@ -322,86 +334,23 @@ def shown(file: Path) -> str:
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in file.as_posix())
 
 
-def _place(name: str) -> str:
-    """By which a file of the table is known, whether it was named from here or from the root."""
-    return os.path.abspath(name)
-
-
-def columns_of(predictor: Predictor) -> tuple[str, ...]:
-    """Columns of the table; which there are hangs on the bundle alone."""
-    about = predictor.bundle.about
-    return (
-        "file",
-        "frame",
-        "frames",
-        "width",
-        "height",
-        "predicted",
-        *(f"p_{c}" for c in about.classes),
-        "malignant",
-        "threshold",
-        "conformal_set",
-        "domain_score",
-        "in_domain",
-        "lesion_area_px",
-        "lesion_pieces",
-        "lesion_diameter_px",
-        "lesion_diameter_mm",
-        "spacing_mm",
-        "bundle",
-        "schema_version",
-    )
-
-
-def row_of(
-    predictor: Predictor, file: str, frame: Frame, found: Prediction, spacing: float | None
-) -> dict[str, object]:
-    """One row of the table; what is not known is empty."""
-    lesion = found.lesion
-    return {
-        "file": file,
-        "frame": frame.index,
-        "frames": frame.count,
-        "width": found.width,
-        "height": found.height,
-        "predicted": found.predicted,
-        **{f"p_{c}": round(float(p), 6) for c, p in zip(found.classes, found.probability, strict=True)},
-        "malignant": _yes(found.malignant),
-        "threshold": found.threshold,
-        "conformal_set": None if found.conformal is None else "|".join(found.conformal) or "none",
-        "domain_score": found.domain_score,
-        "in_domain": _yes(found.in_domain),
-        "lesion_area_px": None if lesion is None else lesion.area_px,
-        "lesion_pieces": None if lesion is None else lesion.pieces,
-        "lesion_diameter_px": None if lesion is None else round(lesion.diameter_px, 2),
-        "lesion_diameter_mm": None if lesion is None or lesion.diameter_mm is None else round(lesion.diameter_mm, 2),
-        "spacing_mm": spacing,
-        "bundle": predictor.identity,
-        "schema_version": SCHEMA_VERSION,
-    }
-
-
-def _yes(value: bool | None) -> str | None:
-    return None if value is None else "yes" if value else "no"
-
-
 def _ends(item: _Prepared | _Problem) -> int:
     return int(isinstance(item, _Problem) or item.frame.index == item.frame.count - 1)
 
 
 def _prepared(
-    predictor: Predictor, files: Sequence[Path], ready: set[Key], limits: Limits, *, keep: bool
+    predictor: Predictor, files: Sequence[Path], ready: set[Key], limits: Limits, choice: Choice, *, keep: bool
 ) -> Iterator[_Prepared | _Problem]:
     """Images as the networks see them, in order; a few files are decoded ahead, in threads, films piece by piece."""
     piece = BATCH if keep else _PIECE
 
     def some(file: Path, first: int = 0) -> list[_Prepared | _Problem | _Rest]:
         name = shown(file)
-        place = _place(name)
+        same = same_file(name)
         found: list[_Prepared | _Problem | _Rest] = []
         try:
-            for frame in read(file, limits, first=first):
-                if (place, frame.index) not in ready:
+            for frame in read(file, limits, first=first, choice=choice):
+                if (same, frame.index) not in ready:
                     if is_mask(frame.image):
                         raise SonobreastError(
                             "black and white only: a mask or an empty picture, not a scan",
@@ -445,151 +394,72 @@ def _batches(items: Iterator[_Prepared | _Problem]) -> Iterator[list[_Prepared |
         yield batch
 
 
-def _rows(
-    predictor: Predictor,
-    items: Sequence[_Prepared],
-    overlays: Path | None,
-    spacing_mm: float | None,
-    dicom_out: Path | None,
-    note: Note,
-) -> list[dict[str, object]]:
+def _rows(predictor: Predictor, items: Sequence[_Prepared], wanted: _Wanted, note: Note) -> list[dict[str, object]]:
     outputs = predictor.run([item.pixels for item in items])
     rows = []
     for k, item in enumerate(items):
-        spacing = spacing_mm if item.frame.spacing_mm is None else item.frame.spacing_mm
+        frame = item.frame
+        # What the file states goes before what is given
+        given = wanted.spacing_mm if frame.spacing_mm is None else None
         try:
-            found = predictor.judge(outputs, k, item.width, item.height, spacing)
-            if overlays is not None:
-                target = _overlay_file(overlays, item.file, item.frame.index, item.frame.count)
-                write_overlay(target, item.frame.image, found, predictor.bundle.about.preprocess.aspect)
+            found = predictor.judge(outputs, k, item.width, item.height, given or frame.spacing_mm)
+            if wanted.overlays is not None:
+                target = _overlay_file(wanted.overlays, item.file, _which(frame.place, frame.index, frame.count, "."))
+                write_overlay(target, frame.image, found, predictor.bundle.about.preprocess.aspect)
         except MemoryError:
             note(_Problem(item.file, "not enough memory for this image", "export it at screen size"))
             continue
-        if dicom_out is not None and is_dicom(item.path):
+        if wanted.dicom_out is not None and frame.place is not None:
             try:
-                _answer(predictor, item, found, dicom_out)
+                _answer(predictor, item, found, wanted, given)
             except SonobreastError as error:
                 note(_Problem(item.file, f"no DICOM output: {error.what}", error.remedy))
-        rows.append(row_of(predictor, item.file, item.frame, found, spacing))
+        rows.append(row_of(predictor, item.file, frame, found, wanted.spacing_mm, wanted.choice))
     return rows
 
 
-def _overlay_file(folder: Path, file: str, index: int, count: int) -> Path:
+def _there(wanted: _Wanted, path: Path, file: str, place: Place | None, index: int, count: int) -> bool:
+    """Whether a picture that has a row has all else."""
+    overlays = wanted.overlays
+    if overlays is not None and not os.path.exists(_overlay_file(overlays, file, _which(place, index, count, "."))):
+        return False
+    if wanted.dicom_out is None or place is None:
+        return True
+    return os.path.exists(_report_file(wanted, path, file, _which(place, index, count, "-")))
+
+
+def _overlay_file(folder: Path, file: str, which: str) -> Path:
     """The name with its ending and one more, because a.png and a.jpg are two images; cut where it is too long."""
-    name = file if count == 1 else f"{file}#{index}"
-    last = Path(name).name
+    last = f"{Path(file).name}{which}"
     if len(last.encode()) > _LONGEST:
         last = f"{last.encode()[:_LONGEST].decode(errors='ignore')}-{hashlib.sha256(last.encode()).hexdigest()[:8]}"
-    return predicted_mask_file(folder, name).with_name(f"{last}.png")
+    return predicted_mask_file(folder, file).with_name(f"{last}.png")
 
 
-def _answer(predictor: Predictor, item: _Prepared, found: Prediction, folder: Path) -> None:
+def _which(place: Place | None, index: int, count: int, before: str) -> str:
+    """What file names say of a picture, so that two of one file have two names, also in calls with other choices."""
+    if place is not None:
+        return f"{before}{place.name}" if place.name else ""
+    return f"#{index}" if count > 1 else ""
+
+
+def _report_file(wanted: _Wanted, path: Path, file: str, which: str) -> Path:
+    """Files of one name in several folders get several answers, and so do several bundles."""
+    told = "\0".join((file, wanted.identity, str(wanted.spacing_mm)))
+    stem = f"{path.stem}-{hashlib.sha256(told.encode()).hexdigest()[:8]}{which}"
+    return (wanted.dicom_out or Path()) / f"{stem}-report.dcm"
+
+
+def _answer(
+    predictor: Predictor, item: _Prepared, found: Prediction, wanted: _Wanted, spacing_mm: float | None
+) -> None:
     """Report and segmentation, where an earlier call that was stopped has not written them already."""
     from sonobreast.serving.dicom_answers import write_answers
 
-    # Files of one name in several folders get several answers
-    stem = f"{item.path.stem}-{hashlib.sha256(item.file.encode()).hexdigest()[:8]}"
-    if not (folder / f"{stem}-report.dcm").exists():
-        write_answers(predictor, item.path, found, folder, stem=stem)
-
-
-def _append(table: IO[bytes], columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
-    """Rows of a batch in one write, on the disk when this returns."""
-    if rows:
-        table.write(_lines(columns, rows))
-        table.flush()
-        os.fsync(table.fileno())
-
-
-def _lines(columns: Sequence[str], rows: Sequence[dict[str, object]], *, header: bool = False) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _alone(table: IO[bytes], out: Path) -> None:
-    """Refuse a table that another process is writing to, where the system can tell."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(table, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise SonobreastError(
-            "another process is writing this table", file=out, remedy="wait for it, or name another --out"
-        ) from error
-    except OSError:
-        return  # a file system without locks
-
-
-@dataclass(frozen=True)
-class _Done:
-    """Frames with a row, and how many each file has; files by `_place`."""
-
-    frames: set[Key]
-    counts: dict[str, int]
-
-
-def _resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: float | None) -> _Done:
-    """Make the table ready to be appended to, and say what it holds."""
-    header = _lines(columns, [], header=True)
-    done = _Done(set(), {})
-    try:
-        if not out.stat().st_size:
-            with out.open("wb") as stream:
-                stream.write(header)
-                stream.flush()
-                os.fsync(stream.fileno())
-            return done
-        good = 0
-        with out.open("r+b") as stream:
-            for number, line in enumerate(stream):
-                if number == 0:
-                    if line != header and not (header.startswith(line) and not line.endswith(b"\n")):
-                        raise _foreign(out, "is no table of predictions of this bundle (its columns are others)")
-                    if line != header:  # torn in its first line
-                        stream.seek(0)
-                        stream.write(header)
-                        good = len(header)
-                        break
-                    good = len(line)
-                    continue
-                row = _row_in(line, columns)
-                if row is None:
-                    break  # torn: what follows was never finished
-                if row["bundle"] != fingerprint:
-                    raise _foreign(out, "was written with another bundle, or another variant of it")
-                spacing = "" if spacing_mm is None else str(spacing_mm)
-                if Path(row["file"]).suffix.lower() not in STATE_SPACING and row["spacing_mm"] != spacing:
-                    raise _foreign(out, f"was written with the spacing {row['spacing_mm'] or 'not known'}")
-                place = _place(row["file"])
-                done.frames.add((place, int(row["frame"])))
-                done.counts[place] = int(row["frames"])
-                good += len(line)
-            stream.truncate(good)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise disk_error(error, out) from error
-    return done
-
-
-def _row_in(line: bytes, columns: Sequence[str]) -> dict[str, str] | None:
-    """A complete row, or None for one that was torn."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        cells = next(csv.reader([line.decode()]), [])
-        row = dict(zip(columns, cells, strict=True))
-        int(row["frame"]), int(row["frames"])
-    except (UnicodeDecodeError, ValueError, csv.Error):
-        return None
-    return row
-
-
-def _foreign(out: Path, what: str) -> SonobreastError:
-    return SonobreastError(f"the table {what}", file=out, remedy="name another --out, or move this one away")
+    place = item.frame.place
+    report = _report_file(wanted, item.path, item.file, _which(place, item.frame.index, item.frame.count, "-"))
+    if not report.exists():
+        stem = report.name.removesuffix("-report.dcm")
+        for kind in ("image", "segmentation"):  # the report is written last: without it these belong to nothing
+            report.with_name(f"{stem}-{kind}.dcm").unlink(missing_ok=True)
+        write_answers(predictor, item.path, found, report.parent, stem=stem, place=place, spacing_mm=spacing_mm)

@@ -44,7 +44,7 @@ def measure(mask: Mask, spacing_mm: float | None = None) -> Lesion:
     found = pieces(mask)
     if not found:
         return Lesion(0, 0, 0.0, None if spacing_mm is None else 0.0)
-    diameter = _diameter(max(found, key=lambda runs: int((runs[:, 2] - runs[:, 1]).sum())))
+    diameter = feret(largest(found))
     return Lesion(int(mask.sum()), len(found), diameter, None if spacing_mm is None else diameter * spacing_mm)
 
 
@@ -93,11 +93,26 @@ def pieces(mask: Mask) -> list[NDArray[np.intp]]:
     return np.split(runs[order], np.flatnonzero(np.diff(label[order])) + 1)
 
 
-def _diameter(runs: NDArray[np.intp]) -> float:
-    """Largest distance between corners of the pixels; the two farthest points of a set lie on its convex hull."""
+def largest(found: list[NDArray[np.intp]]) -> NDArray[np.intp]:
+    """The piece with the most pixels; of equals the first."""
+    return max(found, key=lambda runs: int((runs[:, 2] - runs[:, 1]).sum()))
+
+
+def feret(runs: NDArray[np.intp], spacing: tuple[float, float] = (1.0, 1.0)) -> float:
+    """Largest distance between corners of the pixels of a piece (maximum Feret diameter, long axis).
+
+    The two farthest points of a set lie on its convex hull.
+
+    Parameters
+    ----------
+    runs : ndarray, int, (n, 3)
+        From `pieces`.
+    spacing : tuple of 2 float
+        Between rows and between columns.
+    """
     row, start, stop = runs.T
     corners = np.concatenate([np.stack([x, y], 1) for x in (start, stop) for y in (row, row + 1)]).astype(np.float64)
-    hull = _hull(corners)
+    hull = _hull(corners * (spacing[1], spacing[0]))
     gaps = hull[:, None, :] - hull[None, :, :]
     return float(np.sqrt((gaps * gaps).sum(2).max()))
 
