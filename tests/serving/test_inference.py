@@ -250,7 +250,7 @@ def test_nobodys_files_are_written_over(predictor: Predictor, tree: Path, tmp_pa
     with pytest.raises(SonobreastError, match="name of an image"):
         infer(predictor, [tree], tree / "day 0" / "scan 0.png")
     images = {p: p.read_bytes() for p in tree.rglob("*") if p.is_file()}
-    for folder in (tree, tree.parent, tree / "day 0"):
+    for folder in (tree, tree.parent):
         with pytest.raises(SonobreastError, match="images lie in the folder"):
             infer(predictor, [tree], tmp_path / "other.csv", overlays=folder)
     assert images == {p: p.read_bytes() for p in tree.rglob("*") if p.is_file()}
