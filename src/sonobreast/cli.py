@@ -657,7 +657,7 @@ def export(
         names = [v.strip() for v in variants.split(",") if v.strip()]
         chosen = find_runs(runs, configuration)
         done = write(chosen, bundle, variants=names, data=data, progress=staged(stage, advance))
-    print_exported(done.bundle, done.no_map, done.refused)
+    print_exported(done)
 
 
 @bundle_app.command("check")
@@ -682,7 +682,8 @@ def predict(
         typer.Option("--dicom-out", metavar="DIR", help="Folder for a report and a segmentation of each DICOM file."),
     ] = None,
     spacing: Annotated[
-        float | None, typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing of all images, in mm.")
+        float | None,
+        typer.Option("--spacing-mm", min=1e-4, max=10.0, help="Pixel spacing in mm, where a file states none."),
     ] = None,
     frames: Annotated[
         str, typer.Option("--frames", metavar="RULE", help="Of DICOM clips: middle, first, last, ends, or how many.")
@@ -713,7 +714,7 @@ def predict(
             dicom_out=dicom_out,
             spacing_mm=spacing,
             choice=choice,
-            take=(lambda row: typer.echo(json.dumps(row, ensure_ascii=False))) if as_json else None,
+            take=(lambda row: typer.echo(json.dumps(row, allow_nan=False))) if as_json else None,
             progress=staged(stage, advance),
         )
     print_inference(outcome, out, quiet=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sonobreast.models.listing import Listed
     from sonobreast.serving.about import Variant
     from sonobreast.serving.bundle import Bundle, Checked
+    from sonobreast.serving.export import Exported
     from sonobreast.serving.inference import Outcome
     from sonobreast.training.study import Reporter
 
@@ -314,18 +315,21 @@ def say_report(report: Path) -> None:
     console().print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
-def print_exported(bundle: Bundle, no_map: Mapping[str, str], refused: Mapping[str, str]) -> None:
-    about, screen = bundle.about, console()
+def print_exported(done: Exported) -> None:
+    bundle, screen = done.bundle, console()
+    about = bundle.about
     parity = about.parity
     images = f"{parity.images} {'simulated ' if parity.simulated else ''}images"
     size = sum(f.bytes for f in about.files.values()) / 1e6
     lines = [
         f"{about.title}: {len(about.members)} network(s), {size:.1f} MB",
         f"largest difference from PyTorch: {parity.largest_difference:.1e} in probability, on {images}",
-        *(f"{run}: no Grad-CAM; {why}" for run, why in no_map.items()),
+        f"training domain: {about.domain_in_words}",
+        *(f"{run}: no Grad-CAM; {why}" for run, why in done.no_map.items()),
+        *(f"{run}: no statistics of its training images; {why}" for run, why in done.no_domain.items()),
         *(f"needs {name} where it is used, to fill burned-in marks" for name in about.requirements),
         *map(_variant_sentence, about.variants),
-        *(f"variant {name}: not written; {why}" for name, why in refused.items()),
+        *(f"variant {name}: not written; {why}" for name, why in done.refused.items()),
         f"fingerprint: {bundle.fingerprint}",
         f"wrote {bundle.folder}",
         f"{about.intended_use[0].upper()}{about.intended_use[1:]}.",
@@ -352,6 +356,8 @@ def print_checked(found: Checked) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    domain = found.bundle.about.domain_in_words
+    screen.print(f"training domain: {domain}", highlight=False, markup=False, soft_wrap=True)
     screen.print(f"fingerprint: {found.bundle.fingerprint}", highlight=False, soft_wrap=True)
     screen.print("Compare it with the one that the maker of the bundle states.", highlight=False)
 

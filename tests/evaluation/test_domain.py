@@ -13,11 +13,14 @@ from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.domain import (
     SHRINKAGE,
     Domain,
+    accept_of_each,
     distance,
     fit_domain,
     groups_needed,
     picture_statistics,
+    promised,
     read_domain,
+    together,
     with_threshold,
     write_domain,
 )
@@ -188,3 +191,25 @@ def test_without_test_images_there_is_no_auc() -> None:
     found = domain_figures(table([], [2.0, 0.5]), resamples=100)
     assert "auc" not in found["outsiders"]["noise"]
     assert found["test"]["refused"]["estimate"] is None
+
+
+def test_half_of_the_say_decides_and_refuses_no_more_than_was_promised() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.lognormal(size=(500, 4))
+    shares = np.array([0.4, 0.3, 0.2, 0.1])
+    found = together(scores, shares)
+    np.testing.assert_array_equal(found > 1.0, ((scores > 1.0) * shares).sum(1) >= 0.5)
+    np.testing.assert_array_equal(together(scores[:, :1], [1.0]), scores[:, 0])
+    np.testing.assert_array_equal(together(scores[:, ::-1], shares[::-1]), found)
+    np.testing.assert_array_equal(together(scores[:, :2], [0.5, 0.5]), scores[:, :2].max(1))
+    assert together([[np.nan, np.inf, 0.1]], [0.3, 0.3, 0.4])[0] == np.inf
+    # the worst that thresholds at 97.5 % can do: three of six networks refuse the same scan, in turns
+    refused = np.zeros((1000, 6))
+    for k in range(6):
+        refused[np.arange(25) + 25 * (k // 3), k] = 2.0
+    assert (together(refused, np.full(6, 1 / 6)) > 1.0).mean() == pytest.approx(0.05)
+    assert accept_of_each(0.95, 6) == pytest.approx(0.975)
+    assert promised([0.975] * 6, [100] * 6, [1 / 6] * 6) == pytest.approx(0.95)
+    assert promised([0.95], [100], [1.0]) == accept_of_each(0.95, 1) == 0.95
+    assert promised([0.975] * 2, [9, 100], [0.5, 0.5]) == pytest.approx(1 - (0.1 + 0.025))
+    assert promised([0.975] * 2, [0, 0], [0.5, 0.5]) == 0.0

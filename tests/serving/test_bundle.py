@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sonobreast.errors import SonobreastError
-from sonobreast.serving.bundle import Bundle, check, open_bundle
+from sonobreast.serving.bundle import Bundle, check, open_bundle, write_bundle
 from sonobreast.serving.predictor import load_predictor
 
 HEAVY = ("torch", "pandas", "scipy", "sklearn", "skimage", "matplotlib", "statsmodels", "onnx", "timm", "lightning")
@@ -106,6 +106,12 @@ def rule(**changes: object) -> dict[str, object]:
     return {**plain, "quantiles": dict.fromkeys(classes), **changes}
 
 
+def shorter(statistics: dict[str, Any]) -> None:
+    """Statistics that fit one another and no member."""
+    statistics.update({k: statistics[k][:-1] for k in ("mean", "spread")})
+    statistics["axes"] = [axis[:-1] for axis in statistics["axes"]]
+
+
 Change = Callable[[dict[str, Any]], object]
 CHANGES: dict[str, Change] = {
     "a version to come": lambda a: a.update(schema_version=99),
@@ -139,6 +145,17 @@ CHANGES: dict[str, Change] = {
     "no members": lambda a: a.update(members=[]),
     "domain as text": lambda a: a.update(domain="x"),
     "decision rule as a list": lambda a: a.update(decision_rule=[1]),
+    "a domain of a member that is not there": lambda a: a["domain"]["networks"][0].update(member=1),
+    "a domain twice": lambda a: a["domain"]["networks"].append(a["domain"]["networks"][0]),
+    "a domain of nobody": lambda a: a["domain"].update(networks=[]),
+    "a domain without axes": lambda a: a["domain"]["networks"][0].update(axes=[], variance=[]),
+    "a domain of other features": lambda a: shorter(a["domain"]["networks"][0]),
+    "a spread that is nothing in single precision": lambda a: a["domain"]["networks"][0]["spread"].insert(
+        0, a["domain"]["networks"][0]["spread"].pop() * 0 + 1e-300
+    ),
+    "a mean beyond single precision": lambda a: a["domain"]["networks"][0]["mean"].insert(
+        0, a["domain"]["networks"][0]["mean"].pop() * 0 + 1e300
+    ),
     "quantiles of others": lambda a: a.update(decision_rule=rule(quantiles={"x": 0.5})),
 }
 
@@ -172,6 +189,74 @@ def test_bytes_that_are_no_description_are_refused(copy: Path, content: bytes) -
     seal(copy)
     with pytest.raises(SonobreastError):
         open_bundle(copy)
+
+
+def test_a_bundle_may_be_reached_by_a_link(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(copy)
+    assert check(tmp_path / "current").bundle.fingerprint == open_bundle(copy).fingerprint
+    (copy / "self_test").rename(tmp_path / "elsewhere")
+    (copy / "self_test").symlink_to(tmp_path / "elsewhere")
+    for folder in (copy, tmp_path / "current"):
+        with pytest.raises(SonobreastError, match=r"belong|link"):
+            open_bundle(folder)
+
+
+@pytest.mark.parametrize(("name", "fine"), [("", False), ("benign\nor not", False), ("gutartig, sicher", True)])
+def test_a_class_has_a_name_of_one_line(copy: Path, name: str, fine: bool) -> None:
+    about = json.loads((copy / "bundle.json").read_text())
+    about["classes"][0] = name
+    about["decision_rule"] = None
+    (copy / "bundle.json").write_text(json.dumps(about))
+    seal(copy)
+    if fine:
+        assert open_bundle(copy).about.classes[0] == name
+        return
+    with pytest.raises(SonobreastError, match=r"classes|name of a class"):
+        open_bundle(copy)
+
+
+def test_a_folder_of_any_name(copy: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "ein Bündel, 'neu' [b]"
+    copy.rename(odd)
+    assert check(odd).difference < 1e-5
+
+
+def test_a_huge_network_is_not_read(copy: Path) -> None:
+    size = 1 << 40
+    with (copy / "model.onnx").open("r+b") as stream:
+        stream.truncate(size)  # a sparse file
+    about = json.loads((copy / "bundle.json").read_text())
+    about["files"]["model.onnx"]["bytes"] = size
+    (copy / "bundle.json").write_text(json.dumps(about))
+    seal(copy)
+    with pytest.raises(SonobreastError, match="larger than any network"):
+        load_predictor(copy)
+
+
+def test_a_stop_while_writing_leaves_nothing_and_what_a_kill_left_goes(
+    single: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: (single.folder / name).read_bytes() for name in single.about.files}
+    about = {k: v for k, v in json.loads((single.folder / "bundle.json").read_text()).items() if k != "files"}
+    calls: list[int] = []
+
+    def stop(number: int) -> None:
+        calls.append(number)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_bundle(tmp_path / "b", about, files)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".b.partial").mkdir()
+    (tmp_path / ".b.partial" / "more").write_text("from a kill")
+    assert write_bundle(tmp_path / "b", about, files).fingerprint == single.fingerprint
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert write_bundle(Path(), about, files).folder == tmp_path / "empty"
 
 
 def test_a_huge_description_is_not_read(copy: Path) -> None:

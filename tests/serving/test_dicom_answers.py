@@ -248,7 +248,7 @@ def test_a_stopped_clip_goes_on_and_other_choices_have_other_tables(
     assert out.read_bytes() == whole
 
 
-def test_of_a_long_clip_no_more_than_a_batch_is_held(
+def test_of_a_long_clip_no_more_than_a_batch_of_pictures_is_held(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sonobreast.serving import inference
@@ -257,7 +257,8 @@ def test_of_a_long_clip_no_more_than_a_batch_is_held(
     read = inference.read
     monkeypatch.setattr(inference, "read", lambda *a, **k: begun.append(k["first"]) or read(*a, **k))
     clip = files.save(split_clip(10), tmp_path / "clip.dcm")
-    infer(predictor, [clip], tmp_path / "out.csv", choice=Choice(10, "each"))
+    # With overlays whole pictures are held until their batch is drawn
+    infer(predictor, [clip], tmp_path / "out.csv", choice=Choice(10, "each"), overlays=tmp_path / "overlays")
     assert begun == [0, inference.BATCH, 2 * inference.BATCH]
     rows = rows_of(tmp_path / "out.csv")
     assert [(r["dicom_frame"], r["region"]) for r in rows] == [(str(f), str(r)) for f in range(1, 11) for r in (1, 2)]
@@ -290,7 +291,16 @@ def test_files_of_a_pacs_have_no_ending_and_answers_are_no_scans(
         assert (outcome.files, outcome.predicted, outcome.problems) == (2, 2, 0)
 
 
-def test_a_spacing_that_is_given_counts_in_table_and_report(predictor: Predictor, file: Path, tmp_path: Path) -> None:
+def test_a_spacing_that_is_given_counts_where_the_file_states_none(
+    predictor: Predictor, file: Path, tmp_path: Path
+) -> None:
+    for name, spacing in (("own.csv", None), ("given.csv", 0.5)):
+        infer(predictor, [file], tmp_path / name, dicom_out=tmp_path / name[:3], spacing_mm=spacing)
+    [own], [both] = rows_of(tmp_path / "own.csv"), rows_of(tmp_path / "given.csv")
+    assert own["spacing_mm"] == both["spacing_mm"] != "0.5"
+    ds = pydicom.dcmread(file)
+    del ds.SequenceOfUltrasoundRegions
+    ds.save_as(file)
     infer(predictor, [file], tmp_path / "out.csv", dicom_out=tmp_path / "dicom", spacing_mm=0.5)
     [row] = rows_of(tmp_path / "out.csv")
     assert float(row["lesion_diameter_mm"]) == pytest.approx(float(row["lesion_diameter_px"]) / 2, abs=0.01)
@@ -300,3 +310,21 @@ def test_a_spacing_that_is_given_counts_in_table_and_report(predictor: Predictor
         float(e.value) for e in report.iterall() if e.keyword == "NumericValue"
     ]
     assert any("given by hand" in str(e.value) for e in report.iterall() if e.keyword == "TextValue")
+
+
+def test_an_answer_that_failed_is_a_problem_until_it_is_there(
+    predictor: Predictor, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise SonobreastError("no room")
+
+    out, folder = tmp_path / "out.csv", tmp_path / "dicom"
+    with monkeypatch.context() as patch:
+        patch.setattr("sonobreast.serving.dicom_answers.write_answers", fails)
+        for kept in (0, 1):
+            outcome = infer(predictor, [clip], out, dicom_out=folder)
+            assert (outcome.kept, outcome.problems) == (kept, 1)
+    before = out.read_bytes()
+    assert infer(predictor, [clip], out, dicom_out=folder).problems == 0
+    assert len(list(folder.glob("*-report.dcm"))) == 1
+    assert out.read_bytes() == before

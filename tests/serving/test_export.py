@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -172,7 +174,11 @@ def test_runs_that_differ_are_refused(study: tuple[Path, Path], tmp_path: Path) 
     shutil.copytree(study[0], copy)
     other = copy / "runs" / runs[1].name / "config.yaml"
     text = other.read_text()
-    for old, new, why in (("aspect: stretch", "aspect: pad", "prepared"), ("- normal\n", "- healthy\n", "classes")):
+    for old, new, why in (
+        ("aspect: stretch", "aspect: pad", "prepared"),
+        ("- normal\n", "- healthy\n", "classes"),
+        ("data_fingerprint: ", "data_fingerprint: f", "training data are others"),
+    ):
         assert old in text
         other.write_text(text.replace(old, new, 1))
         with pytest.raises(SonobreastError, match=why):
@@ -187,6 +193,24 @@ def test_a_graph_that_says_something_else_is_not_written(
     monkeypatch.setattr(exports, "probabilities", lambda m, w, b: real(m, w, b) + np.array([0.002, -0.002, 0.0]))
     with pytest.raises(SonobreastError, match="differs from PyTorch"):
         export(find_runs([study[0]], "test_resnet-adam")[:1], tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_its_own_test_does_not_stay(
+    study: tuple[Path, Path], single: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "onnx_bytes", lambda *_: (single.folder / "model.onnx").read_bytes())
+    real = exports._self_test
+
+    def another(*args: Any) -> tuple[bytes, bytes]:
+        picture, expected = real(*args)
+        content = json.loads(expected)
+        content["probability"]["benign"] += 0.002
+        return picture, json.dumps(content).encode()
+
+    monkeypatch.setattr(exports, "_self_test", another)
+    with pytest.raises(SonobreastError, match="self-test differs"):
+        export(find_runs([study[0]], "test_resnet-adam")[:1], tmp_path / "b", parity_images=2)
     assert not list(tmp_path.iterdir())
 
 

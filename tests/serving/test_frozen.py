@@ -16,10 +16,10 @@ from sonobreast.data import manifest as manifests
 from sonobreast.data.preprocess import decode, prepare, scale
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.decision_rule import apply_rule, rule_from
-from sonobreast.evaluation.domain import distance
+from sonobreast.evaluation.domain import accept_of_each, distance, promised, together
 from sonobreast.evaluation.predictions import read_predictions
 from sonobreast.evaluation.rule_fitting import fit_rule, shipped_together
-from sonobreast.inspection.domain import training_domains
+from sonobreast.inspection.domain import domain_features, training_domains
 from sonobreast.inspection.evaluate import find_runs
 from sonobreast.inspection.predict import predict, shares
 from sonobreast.models.listing import list_models
@@ -27,9 +27,10 @@ from sonobreast.serving import export as exports
 from sonobreast.serving.about import Statistics, domain_statistics
 from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.export import export
-from sonobreast.serving.predictor import load_predictor, softmax
+from sonobreast.serving.predictor import domains_of, load_predictor, softmax
 from sonobreast.training.fit import load_run
 from sonobreast.training.graph import Together
+from sonobreast.training.graph import together as together_graph
 
 
 def test_the_rule_is_the_studys(study: tuple[Path, Path], ensemble: Bundle) -> None:
@@ -58,20 +59,75 @@ def test_the_rule_is_applied_as_in_the_study(study: tuple[Path, Path], ensemble:
         assert given.malignant == next(iter(wanted.malignant.values()))[0]
 
 
-def test_the_domain_is_that_of_the_first_run(study: tuple[Path, Path], ensemble: Bundle) -> None:
-    [first, _] = find_runs([study[0]], "joint:test_resnet-adam")
+def test_the_domain_is_that_of_every_run(study: tuple[Path, Path], ensemble: Bundle, single: Bundle) -> None:
+    runs = find_runs([study[0]], "joint:test_resnet-adam")
     found = manifests.build(study[1])
-    domains, features, _ = training_domains(first, found)
-    assert ensemble.about.statistics is not None
-    kept = ensemble.about.statistics.domain()
-    np.testing.assert_array_equal(kept.axes, domains["stages"].axes)
+    known = ensemble.about.detector
+    assert known is not None
+    assert [(n.member, n.share) for n in known.networks] == [(0, 0.5), (1, 0.5)]
+    each = []
+    for run, kept in zip(runs, known.networks, strict=True):
+        domains, _, network = training_domains(run, found, accept=accept_of_each(0.95, 2))
+        domain, settings = domains["stages"], load_run(run)[1].preprocess
+        np.testing.assert_array_equal(kept.domain().axes, domain.axes)
+        assert kept.threshold == domain.threshold
+        pixels = np.stack([prepare(decode(found.path(c)), settings) for c in found.cases])
+        each.append(distance(domain, domain_features(network, settings.scaling, pixels)["stages"]) / domain.threshold)
+    assert not np.allclose(each[0], each[1], rtol=0.05)  # or it would not matter whose it is
+    wanted = together(np.stack(each, axis=1), [0.5, 0.5])
     predictor = load_predictor(ensemble)
-    tested = [r for r in read_predictions(first / "predictions.csv").itertuples() if r.subset == "test"]
-    wanted = distance(domains["stages"], features["test"]["stages"]) / domains["stages"].threshold
-    for row, score in zip(tested, wanted, strict=True):
-        given = predictor.predict(found.root / str(row.image))
+    for case, score in zip(found.cases, wanted, strict=True):
+        given = predictor.predict(found.path(case))
         assert given.domain_score == pytest.approx(score, rel=1e-3)
         assert given.in_domain == (given.domain_score is not None and given.domain_score <= 1.0)
+    groups = [n.calibrated_on for n in known.networks]
+    assert known.accept == pytest.approx(promised([0.975, 0.975], groups, [0.5, 0.5]))
+    assert "statistics of each network" in ensemble.about.domain_in_words
+    assert single.about.detector is not None
+    assert single.about.detector.networks[0].accept == 0.95
+    for one in (ensemble, single):
+        assert one.about.domain_in_words in (one.folder / "model_card.md").read_text()
+
+
+def test_a_bundle_of_before_says_whose_statistics_it_has(ensemble: Bundle) -> None:
+    known = ensemble.about.detector
+    assert known is not None
+    first = known.networks[0].model_dump(exclude={"member", "share"})
+    about = ensemble.about.model_copy(update={"domain": first})
+    [only] = domains_of(about)
+    assert (only.first, only.share, only.domain.threshold) == (0, 1.0, known.networks[0].threshold)
+    assert "network 1 of 2 alone" in about.domain_in_words
+
+
+def test_networks_without_finite_features_find_a_picture_outside(ensemble: Bundle) -> None:
+    predictor = load_predictor(ensemble)
+    outputs = predictor.run([np.zeros((64, 64, 3), np.uint8)])
+    outputs["features"] = np.full_like(outputs["features"], np.inf)
+    judged = predictor.judge(outputs, 0, 64, 64, None)
+    assert (judged.domain_score, judged.in_domain) == (None, False)
+
+
+def test_without_validation_images_or_on_other_images_it_is_said(study: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "deep" / "er" / "study"
+    shutil.copytree(study[0], copy)
+    [run, *_] = find_runs([copy], "test_resnet-adam")
+    moved = exports._images(copy, None, lambda *_: None)
+    assert moved is None
+    given = exports._images(copy, study[1], lambda *_: None)
+    assert given is not None
+    members = [exports._loaded(run)]
+    whole = together_graph([(m.network, m.recipe) for m in members])
+    one = np.ones(1)
+    content, why = exports._domain(members, whole, one, given, lambda *_: None)
+    assert content is not None
+    assert not why
+    assert "--data" in exports._domain(members, whole, one, None, lambda *_: None)[1][run.name]
+    table = run / "predictions.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(line for line in lines if ",validation," not in line))
+    content, why = exports._domain(members, whole, one, given, lambda *_: None)
+    assert content is None
+    assert "validation" in why[run.name]
 
 
 def test_noise_is_farther_than_any_scan(study: tuple[Path, Path], ensemble: Bundle, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sonobreast.serving.readers import Limits, read
 @pytest.fixture(scope="module")
 def predictor(ensemble: Bundle) -> Predictor:
     """Without rule and domain; `test_frozen` has those."""
-    return replace(changed(load_predictor(ensemble), decision_rule=None), domain=None)
+    return replace(changed(load_predictor(ensemble), decision_rule=None), domains=())
 
 
 def changed(predictor: Predictor, **about: object) -> Predictor:

@@ -187,6 +187,59 @@ def with_threshold(domain: Domain, features: ArrayLike, groups: Sequence[str], a
     return replace(domain, threshold=float(d[order][place]), accept=accept, calibrated_on=g)
 
 
+def accept_of_each(accept: float, networks: int) -> float:
+    """Share of scans that each of several networks has to accept, so that `together` accepts ``accept`` of them.
+
+    Half of the shares refuse a scan of the domain with a chance of at most twice the mean of the networks' own chances,
+    however these hang together (Markov's inequality; Cherubin 2019, Machine Learning 108; Gasparin and Ramdas 2024,
+    arXiv:2401.09379). One network alone decides by itself.
+    """
+    return accept if networks == 1 else 1.0 - (1.0 - accept) / 2.0
+
+
+def promised(accept: Sequence[float], groups: Sequence[int], shares: Sequence[float]) -> float:
+    """Share of new scans of the domain that `together` accepts at the least.
+
+    Parameters
+    ----------
+    accept, groups : sequence of float, of int
+        `Domain.accept` and `Domain.calibrated_on` of each network.
+    shares : sequence of float
+        Sum to 1.
+
+    Returns
+    -------
+    float
+        In [0, 1]: less than was aimed at where a network's validation groups are fewer than `groups_needed`.
+    """
+    refuse = sum(s * max(1.0 - a, 1.0 / (g + 1)) for a, g, s in zip(accept, groups, shares, strict=True))
+    return max(0.0, 1.0 - refuse * (1.0 if len(accept) == 1 else 2.0))
+
+
+def together(scores: ArrayLike, shares: ArrayLike) -> Floats:
+    """One score of several networks: the largest that those with at least half of the shares reach.
+
+    So it is above 1 if and only if networks with at least half of the shares refuse the picture by themselves. Their
+    largest score would need thresholds for images that none of them has seen, and folds leave no such image: each has
+    taught some of them.
+
+    Parameters
+    ----------
+    scores : (n, M)
+        Distance over threshold, of each network.
+    shares : (M,)
+        Positive.
+
+    Returns
+    -------
+    ndarray, float64, (n,)
+    """
+    found, weight = np.nan_to_num(np.asarray(scores, np.float64), nan=np.inf, posinf=np.inf), np.asarray(shares)
+    order = np.argsort(-found, axis=1, kind="stable")
+    reached = np.cumsum(weight[order], axis=1) >= weight.sum() / 2.0 - 1e-9
+    return np.asarray(np.take_along_axis(found, np.take_along_axis(order, reached.argmax(1)[:, None], 1), 1)[:, 0])
+
+
 def groups_needed(accept: float) -> int:
     """Validation groups without which a threshold cannot promise to accept such a share."""
     return math.ceil(accept / (1.0 - accept) - 1e-9)

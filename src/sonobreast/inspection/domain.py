@@ -48,7 +48,9 @@ Images = NDArray[np.uint8]
 Features = dict[str, NDArray[np.float64]]
 
 
-def domain_features(network: TrainedNetwork, scaling: str, images: Images) -> Features:
+def domain_features(
+    network: TrainedNetwork, scaling: str, images: Images, detectors: Sequence[str] = DETECTORS
+) -> Features:
     """Features of prepared pictures, each in inference mode and float32, whatever else is in the batch.
 
     Parameters
@@ -57,14 +59,16 @@ def domain_features(network: TrainedNetwork, scaling: str, images: Images) -> Fe
     scaling : str
         ``preprocess.scaling`` of its recipe.
     images : ndarray, uint8, (n, S, S, 3)
+    detectors : sequence of str
+        Those that are wanted.
 
     Returns
     -------
     dict of str to ndarray, float64, (n, F)
-        ``picture`` always (`picture_statistics`); of a network ``pooled``, and ``stages`` (the mean of every channel of
-        every stage's last map) where timm gives its maps. Test-time flips are left out: one pass is enough here.
+        Of every picture ``picture`` (`picture_statistics`); of a network ``pooled``, and ``stages`` (the mean of every
+        channel of every stage's last map) where timm gives its maps. Test-time flips are left out: one pass is enough.
     """
-    found = {"picture": picture_statistics(images)}
+    found = {"picture": picture_statistics(images)} if "picture" in detectors else {}
     backbone = network.backbone
     if isinstance(backbone.network, Handcrafted):
         return found
@@ -88,7 +92,7 @@ def domain_features(network: TrainedNetwork, scaling: str, images: Images) -> Fe
                 )
             if levels:
                 parts["stages"].append(torch.cat([m.float().mean((2, 3)) for m in maps], dim=1).numpy())
-    return found | {k: np.concatenate(v).astype(np.float64) for k, v in parts.items() if v}
+    return found | {k: np.concatenate(v).astype(np.float64) for k, v in parts.items() if v and k in detectors}
 
 
 def _levels(backbone: Backbone) -> list[int]:
@@ -105,7 +109,13 @@ def _levels(backbone: Backbone) -> list[int]:
 
 
 def training_domains(
-    run: Path, found: Manifest, *, accept: float = 0.95, progress: Progress | None = None
+    run: Path,
+    found: Manifest,
+    *,
+    accept: float = 0.95,
+    detectors: Sequence[str] = DETECTORS,
+    subsets: Sequence[str] = ("train", "validation", "test"),
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Domain], dict[str, Features], TrainedNetwork]:
     """Fit the detectors of one run: statistics of its training images, thresholds from its validation images.
 
@@ -116,11 +126,13 @@ def training_domains(
         The study's own data; images are told by their names in the run's ``predictions.csv``.
     accept : float
         Share of scans to accept (`with_threshold`).
+    detectors, subsets : sequence of str
+        What is wanted: whoever ships statistics has no use for test images, and the picture's own take long.
 
     Returns
     -------
     domains : dict of str to Domain
-        Keys of `DETECTORS` that the run has.
+        Keys of ``detectors`` that the run has.
     features : dict
         Of the images of each subset, in the order of ``predictions.csv``.
     network : TrainedNetwork
@@ -130,18 +142,18 @@ def training_domains(
     SonobreastError
         If images of the run are not in the data, or have changed.
     """
-    rows = _rows(run)
+    rows = [r for r in _rows(run) if r["subset"] in subsets]
     network, recipe, _ = load_run(run)
     cases = _own_cases(run, found, [r["image"] for r in rows])
     settings = recipe.preprocess
     tell = progress or (lambda stage, done, total: None)
     pixels = open_store([found.path(c) for c in cases], [c.sha256 for c in cases], settings, progress=tell)
     features: dict[str, Features] = {}
-    for subset in ("train", "validation", "test"):
+    for subset in subsets:
         index = np.flatnonzero([r["subset"] == subset for r in rows])
         parts = []
         for start in range(0, len(index), _BATCH):
-            parts.append(domain_features(network, settings.scaling, pixels[index[start : start + _BATCH]]))
+            parts.append(domain_features(network, settings.scaling, pixels[index[start : start + _BATCH]], detectors))
             tell(f"features of {run.name}, {subset}", min(start + _BATCH, len(index)), len(index))
         features[subset] = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}
     groups = [r["group"] for r in rows if r["subset"] == "validation"]
@@ -152,7 +164,7 @@ def training_domains(
             groups,
             accept,
         )
-        for name in DETECTORS
+        for name in detectors
         if name in features["train"]
     }
     return domains, features, network

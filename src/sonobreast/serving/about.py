@@ -14,17 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sonobreast.config import Preprocess
 from sonobreast.errors import SonobreastError
-from sonobreast.evaluation.domain import Domain
+from sonobreast.evaluation.domain import Domain, groups_needed
 from sonobreast.records import check_version
 
 ABOUT = "bundle.json"
 MODEL = "model.onnx"
 VARIANT_FILES = {"int8": "model.int8.onnx", "float16": "model.fp16.onnx"}
 INTENDED_USE = "research use only, not a medical device"
-LARGEST = 32 << 20  # bytes of bundle.json; domain statistics are its largest part
+LARGEST = 64 << 20  # bytes of bundle.json; domain statistics are its largest part, up to 2 MB a network
 REMEDY = "get the bundle again from whoever made it, or write it anew with `sonobreast export`"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -116,10 +117,14 @@ class Rule(Part):
 
 
 class Statistics(Part):
-    """`sonobreast.evaluation.domain.Domain` of the first member as lists: k axes of F features.
+    """`sonobreast.evaluation.domain.Domain` of one member as lists: k axes of F features.
 
     Attributes
     ----------
+    member : int
+        Which of ``About.members``, from 0.
+    share : float
+        Its say among the members that have statistics.
     features : str
     mean, spread : list of float, F
     axes : list of list of float, k times F
@@ -132,6 +137,8 @@ class Statistics(Part):
         Independent groups of validation images behind the threshold.
     """
 
+    member: int = Field(default=0, ge=0)
+    share: float = Field(default=1.0, gt=0.0, le=1.0)
     features: str
     mean: list[float]
     spread: list[Annotated[float, Field(gt=0.0)]]
@@ -145,14 +152,38 @@ class Statistics(Part):
     def _shapes(self) -> Statistics:
         if len({len(self.mean), len(self.spread), *map(len, self.axes)}) != 1 or len(self.axes) != len(self.variance):
             raise ValueError("mean, spread, axes and variance do not fit one another")
+        if not self.axes:
+            raise ValueError("there are no axes")
+        domain = self.domain()
+        single = (domain.mean, domain.spread, domain.axes, domain.variance)
+        if not all(np.isfinite(v).all() for v in single) or min(domain.spread.min(), domain.variance.min()) <= 0:
+            raise ValueError("mean, spread, axes or variance leave the range of single precision")
         return self
 
     def domain(self) -> Domain:
         """The statistics as arrays."""
-        mean, spread, axes, variance = (
-            np.asarray(v, np.float32) for v in (self.mean, self.spread, self.axes, self.variance)
-        )
+        with np.errstate(over="ignore"):
+            mean, spread, axes, variance = (
+                np.asarray(v, np.float32) for v in (self.mean, self.spread, self.axes, self.variance)
+            )
         return Domain(self.features, mean, spread, axes, variance, self.threshold, self.accept, self.calibrated_on)
+
+
+class Detector(Part):
+    """What tells pictures of another kind: the statistics of the members, each on its own training images.
+
+    An image is outside where members with at least half of the shares find it farther away than their thresholds
+    (`sonobreast.evaluation.domain.together`).
+
+    Attributes
+    ----------
+    accept : float
+        Share of new scans of the domain that are found inside at the least.
+    networks : list of Statistics
+    """
+
+    accept: Share
+    networks: Annotated[list[Statistics], Field(min_length=1, max_length=1000)]
 
 
 def domain_statistics(domain: Domain) -> dict[str, Any] | None:
@@ -257,7 +288,7 @@ class About(Part):
         What `Rule` reads, and what else is known of it. None: probabilities are not calibrated, and there are no
         conformal sets.
     domain : dict or None
-        `Statistics` of the first member's training images; None: none are known.
+        What `Detector` reads; None: none is known.
     training : dict
         Fingerprint of the training data, images, data sets.
     metrics : dict or None
@@ -275,7 +306,7 @@ class About(Part):
     sonobreast: str
     title: str
     intended_use: Literal["research use only, not a medical device"]
-    classes: Annotated[list[str], Field(min_length=2, max_length=1000)]
+    classes: Annotated[list[ClassName], Field(min_length=2, max_length=1000)]
     members: Annotated[list[MemberCard], Field(min_length=1, max_length=1000)]
     preprocess: Preprocess
     requirements: list[Literal["scipy"]]
@@ -306,6 +337,8 @@ class About(Part):
     def _agrees(self) -> About:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
+        if not all(c.isprintable() for c in self.classes):
+            raise ValueError("the name of a class has signs that cannot be printed")  # a table has one line a row
         if self.outputs[:2] != ["logits", "features"] or len(set(self.outputs)) != len(self.outputs):
             raise ValueError("outputs begin with logits and features, and each stands there once")
         if self.preprocess.scaling != "unit":
@@ -322,9 +355,13 @@ class About(Part):
         rule = self.rule
         if rule is not None and (rule.classes != self.classes or set(rule.quantiles) != set(self.classes)):
             raise ValueError("decision_rule is of other classes")
-        known = self.statistics
-        if known is not None and len(known.mean) != self.members[0].features:
-            raise ValueError("domain is of other features than the first member's")
+        known = self.detector
+        of = [] if known is None else [n.member for n in known.networks]
+        if len(set(of)) != len(of) or any(k >= len(self.members) for k in of):
+            raise ValueError("domain is of other members")
+        for of_one in [] if known is None else known.networks:
+            if len(of_one.mean) != self.members[of_one.member].features:
+                raise ValueError(f"domain is of other features than those of member {of_one.member}")
         return self
 
     @property
@@ -333,9 +370,34 @@ class About(Part):
         return None if self.decision_rule is None else Rule.model_validate(self.decision_rule)
 
     @property
-    def statistics(self) -> Statistics | None:
-        """``domain``, read."""
-        return None if self.domain is None else Statistics.model_validate(self.domain)
+    def detector(self) -> Detector | None:
+        """``domain``, read; statistics of the first member alone, as bundles had them before, are a detector of one."""
+        if self.domain is None:
+            return None
+        if "networks" in self.domain:
+            return Detector.model_validate(self.domain)
+        alone = Statistics.model_validate(self.domain)
+        return Detector(accept=alone.accept, networks=[alone])
+
+    @property
+    def domain_in_words(self) -> str:
+        """Whose training images an image is compared with, and what the threshold promises."""
+        found = self.detector
+        if found is None:
+            return "none: the bundle cannot tell whether an image is unlike its training images"
+        count, of = len(found.networks), len(self.members)
+        whose = "each network" if count == of else f"{count} of the {of} networks"
+        if count == of == 1:
+            whose = "the network"
+        elif count == 1:
+            whose = f"network {found.networks[0].member + 1} of {of} alone"
+        text = f"statistics of {whose}"
+        text += "" if count == 1 else "; an image is outside where networks with half of the say find it outside"
+        text += f"; of new scans like the training images at least {100 * found.accept:.3g} % are found inside"
+        few = min(found.networks, key=lambda one: one.calibrated_on)
+        if few.calibrated_on < groups_needed(few.accept):
+            text += f" (no more, because {few.calibrated_on} independent validation groups are few)"
+        return text
 
 
 def read_about(file: Path) -> tuple[About, bytes]:

@@ -12,7 +12,7 @@ from sonobreast.data.dicom import is_dicom
 from sonobreast.errors import SonobreastError
 from sonobreast.serving import layers, wording
 from sonobreast.serving.predictor import Prediction, Predictor
-from sonobreast.serving.readers import USUAL, Choice, Frame, Limits, Place, beside, read
+from sonobreast.serving.readers import USUAL, Choice, Frame, Limits, Place, beside, read, refuse_mask
 
 _ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
 _SCANS = 100  # of a progressive JPEG: ordinary ones have about ten, a hostile one as many as bytes allow
@@ -200,6 +200,7 @@ def answer_file(
         _refuse_many_scans(content)
         for frame in read(content, limits, choice=wanted.choice):
             _refuse_strip(frame)
+            refuse_mask(frame)
             found, result = _result(predictor, index, frame, spacing_mm, wanted)
             if wanted.dicom and is_dicom(content):
                 by_hand = spacing_mm if frame.spacing_mm is None else None

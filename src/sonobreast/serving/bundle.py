@@ -21,6 +21,7 @@ from typing import Any
 from sonobreast.errors import SonobreastError
 from sonobreast.records import disk_error
 from sonobreast.serving.about import ABOUT, MODEL, REMEDY, About, read_about
+from sonobreast.serving.onnx_file import LARGEST
 
 DIGEST = "bundle.sha256"
 SELF_TEST_IMAGE = "self_test/image.png"
@@ -95,6 +96,8 @@ def network_bytes(bundle: Bundle, name: str = MODEL) -> bytes:
     """
     path = _plain_file(bundle.folder, name)
     try:
+        if path.stat().st_size > LARGEST:
+            raise _altered(path, "is larger than any network's file can be")
         content = path.read_bytes()
     except OSError as error:
         raise _altered(path, "cannot be read") from error
@@ -182,6 +185,7 @@ def write_bundle(folder: Path, about: Mapping[str, Any], files: Mapping[str, byt
     SonobreastError
         If the folder holds something, or cannot be written; nothing half-written stays.
     """
+    folder = Path(os.path.abspath(folder))
     refuse_taken(folder)
     listed = {n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for n, c in files.items()}
     text = json.dumps({**about, "files": listed}, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -231,7 +235,8 @@ def _digest_line(digest: str) -> bytes:
 
 def _plain_file(folder: Path, name: str) -> Path:
     path = folder / name
-    if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
+    # The bundle's own folder may be reached by a link, such as one that is called after the version in use
+    if (path.parent != folder and path.parent.is_symlink()) or path.is_symlink() or not path.is_file():
         raise _altered(path, "is missing, or a link to another place")
     return path
 

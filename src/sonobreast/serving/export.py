@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,9 +28,11 @@ from sonobreast import __version__
 from sonobreast.config import Recipe
 from sonobreast.data import manifest as manifests
 from sonobreast.data.catalogue import DATA_SETS
+from sonobreast.data.manifest import Manifest
 from sonobreast.data.phantom import simulate
 from sonobreast.data.preprocess import decode, prepare, quiet, scale, scaling_constants
 from sonobreast.errors import SonobreastError
+from sonobreast.evaluation.domain import accept_of_each, promised
 from sonobreast.evaluation.ensemble import KEY as ENSEMBLE_KEY
 from sonobreast.evaluation.external import SENSITIVITY, averaged, threshold_for_sensitivity
 from sonobreast.evaluation.model_card import model_card as study_card
@@ -39,7 +42,7 @@ from sonobreast.inspection.domain import training_domains
 from sonobreast.inspection.predict import shares
 from sonobreast.models.classical import EstimatorHead
 from sonobreast.models.joint import JointHead
-from sonobreast.records import SCHEMA_VERSION, read_json, read_table
+from sonobreast.records import SCHEMA_VERSION, Case, read_json, read_table
 from sonobreast.serving import bundle as bundles
 from sonobreast.serving.about import INTENDED_USE, MODEL, About, domain_statistics
 from sonobreast.serving.bundle import Bundle
@@ -51,6 +54,8 @@ from sonobreast.training.graph import Member, Together, together
 
 OPSET = 18
 PARITY_IMAGES = 200
+ACCEPT = 0.95
+"""Share of scans like the training images that the bundle is to find inside its domain."""
 _SIMULATED_IMAGES = 24
 _BATCH = 8
 _SELF_TEST = 1  # index of the simulated image
@@ -69,11 +74,14 @@ class Exported:
         Run -> why it has no Grad-CAM.
     refused : dict of str to str
         Variant -> why it was not kept.
+    no_domain : dict of str to str
+        Run -> why the bundle has no statistics of its training images.
     """
 
     bundle: Bundle
     no_map: dict[str, str]
     refused: dict[str, str]
+    no_domain: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -108,15 +116,16 @@ def export(
     variants : sequence of str
         ``int8``, ``float16``: smaller forms of the graph, kept if they decide alike (`sonobreast.serving.variants`).
     data : Path or None
-        Folder of the study's images, for the variants; None: where the study's manifest says.
+        Folder of the study's images, if they were moved; None: where the study's manifest says.
     progress : callable or None
         Told the stage, what is done, and of how many.
 
     Raises
     ------
     SonobreastError
-        If a run cannot be loaded or has no graph; if the runs differ in classes or preprocessing; if the graph's
-        probabilities differ from PyTorch's by more than 1e-3; if the bundle cannot be written.
+        If a run cannot be loaded or has no graph; if the runs differ in data, classes or preprocessing; if images are
+        others than the study saw; if the graph's probabilities differ from PyTorch's by more than 1e-3; if the bundle
+        cannot be written.
     """
     tell = progress or (lambda stage, done, total: None)
     bundles.refuse_taken(out)
@@ -130,8 +139,9 @@ def export(
     content = onnx_bytes(whole, recipe.preprocess.size)
     opset = inspect(content, MODEL).opset
     about = _about(members, whole, opset)
-    about["domain"] = _domain(members[0], whole.cards[0], tell)
-    images, simulated = _parity_images(members, parity_images, tell)
+    found = _images(members[0].folder.parent.parent, data, tell)
+    about["domain"], no_domain = _domain(members, whole, weights, found, tell)
+    images, simulated = _parity_images(members, found, parity_images, tell)
     difference = _difference(content, about, members, weights, images, tell)
     if not difference <= bundles.TOLERANCE:
         raise SonobreastError(
@@ -156,9 +166,13 @@ def export(
         bundles.MODEL_CARD: _card(members, about).encode(),
     }
     written = bundles.write_bundle(out, about, files)
-    bundles.check(out)
+    try:
+        bundles.check(out)
+    except BaseException:  # what failed its own test is no bundle
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     no_map = {m.folder.name: t.no_map for m, t in zip(members, whole.cards, strict=True) if t.no_map}
-    return Exported(written, no_map, made.refused)
+    return Exported(written, no_map, made.refused, no_domain)
 
 
 def onnx_bytes(whole: Together, size: int) -> bytes:
@@ -228,6 +242,9 @@ def _refuse_different(members: Sequence[_Run]) -> None:
     for one in members[1:]:
         if one.classes != first.classes:
             what = f"the classes are {', '.join(one.classes)}, those of {first.folder.name} {', '.join(first.classes)}"
+        elif one.config.get("data_fingerprint") != first.config.get("data_fingerprint"):
+            # One rule, one list of sources and one licence could not be true of both
+            what = f"the training data are others than those of {first.folder.name}"
         elif one.recipe.preprocess.model_copy(update={"scaling": "unit"}) != settings:
             what = f"the images are prepared in another way than for {first.folder.name} (preprocess, scaling aside)"
         else:
@@ -335,23 +352,52 @@ def _rule(members: Sequence[_Run]) -> dict[str, Any] | None:
     return {**rule.as_dict(), "runs": len(members), "coverage": coverage}
 
 
-def _domain(run: _Run, member: Member, tell: Progress) -> dict[str, Any] | None:
-    """Statistics of the first run's training images, with a threshold from its validation images.
+def _images(study: Path, data: Path | None, tell: Progress) -> Manifest | None:
+    """The study's images where they are now; None where they are not at hand."""
+    table = study / "manifest.csv"
+    if data is None:
+        if not table.is_file():
+            return None
+        rows = read_table(table, ("image", "root"))
+        if not rows or not all((table.parent / r["root"] / r["image"]).is_file() for r in rows):
+            return None
+    return manifests.build(data or table, progress=lambda done, total: tell("reading the study's images", done, total))
 
-    None where the study's images are not at hand. Its features are the first of the graph's output ``features``.
+
+def _domain(
+    members: Sequence[_Run], whole: Together, shares: NDArray[np.float64], found: Manifest | None, tell: Progress
+) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """What `About.detector` reads: statistics of each run's training images, with a threshold from its validation
+    images; and why runs have none.
     """
-    table = run.folder.parent.parent / "manifest.csv"
-    if not table.is_file():
-        return None
-    rows = read_table(table, ("image", "root"))
-    if not all((table.parent / r["root"] / r["image"]).is_file() for r in rows):
-        return None
-    found = manifests.build(table, progress=lambda done, total: tell("reading the study's images", done, total))
-    domains, _, _ = training_domains(run.folder, found, progress=tell)
-    domain = domains.get("stages" if member.levels else "pooled")
-    if domain is None or len(domain.mean) != member.features:
-        return None
-    return domain_statistics(domain)
+    accept = accept_of_each(ACCEPT, len(members))
+    networks: list[dict[str, Any]] = []
+    why: dict[str, str] = {}
+    for k, (run, member) in enumerate(zip(members, whole.cards, strict=True)):
+        name = run.folder.name
+        if found is None:
+            why[name] = "the study's images are not at hand; give their folder with --data"
+            continue
+        if "validation" not in set(read_predictions(run.folder / "predictions.csv")["subset"]):
+            why[name] = "it has no validation images to choose a threshold on"
+            continue
+        kind = "stages" if member.levels else "pooled"
+        domains, _, _ = training_domains(
+            run.folder, found, accept=accept, detectors=(kind,), subsets=("train", "validation"), progress=tell
+        )
+        domain = domains.get(kind)
+        content = None if domain is None or len(domain.mean) != member.features else domain_statistics(domain)
+        if content is None:
+            why[name] = "its features give none"
+            continue
+        networks.append({"member": k, "share": float(shares[k]), **content})
+    if not networks:
+        return None, why
+    # Shares are those of the networks that can say something
+    total = sum(n["share"] for n in networks)
+    networks = [{**n, "share": n["share"] / total} for n in networks]
+    of = promised(*([n[key] for n in networks] for key in ("accept", "calibrated_on", "share")))
+    return {"accept": of, "networks": networks}, why
 
 
 def _card(members: Sequence[_Run], about: Mapping[str, Any]) -> str:
@@ -398,24 +444,18 @@ def _metrics(members: Sequence[_Run]) -> dict[str, Any] | None:
     return None
 
 
-def _parity_images(members: Sequence[_Run], wanted: int, tell: Progress) -> tuple[Pixels, bool]:
+def _parity_images(members: Sequence[_Run], found: Manifest | None, wanted: int, tell: Progress) -> tuple[Pixels, bool]:
     """Prepared images, evenly spread over the study's; simulated ones where the study's are not at hand."""
     settings = members[0].recipe.preprocess
-    file = members[0].folder.parent.parent / "manifest.csv"
-    paths: list[Path] = []
-    if file.is_file():
-        rows = read_table(file, ("image", "root"))
-        every = [file.parent / r["root"] / r["image"] for r in rows]
-        paths = (
-            [every[i] for i in np.unique(np.linspace(0, len(every) - 1, wanted).round().astype(int))] if every else []
-        )
-    if paths and all(p.is_file() for p in paths):
-        found: Pixels = []
+    cases: Sequence[Case] = () if found is None else found.cases
+    if found is not None and cases:
+        chosen = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, wanted).round().astype(int))]
+        images: Pixels = []
         with quiet():
-            for done, path in enumerate(paths, start=1):
-                found.append(prepare(decode(path), settings))
-                tell("reading images to compare", done, len(paths))
-        return found, all(r["source"] == "phantom" for r in read_table(file, ("source",)))
+            for done, case in enumerate(chosen, start=1):
+                images.append(prepare(decode(found.path(case)), settings))
+                tell("reading images to compare", done, len(chosen))
+        return images, all(c.source == "phantom" for c in cases)
     n = min(wanted, _SIMULATED_IMAGES)
     grey = (simulate(i, seed=0).image for i in range(n))
     return [prepare(np.repeat(g[:, :, None], 3, axis=2), settings) for g in grey], True
@@ -500,6 +540,7 @@ def _in_short(about: Mapping[str, Any]) -> str:
             f"- Operating point: {t['name']}: {t['value']:.4g} ({t['cancers']} cancers among {t['images']} images)"
             for t in about["thresholds"]
         ),
+        f"- Training domain: {About.model_construct(**about).domain_in_words}",
         *(f"- {m['run']}: no Grad-CAM; {m['no_map']}" for m in about["members"] if m["no_map"]),
         "",
         "### Figures of the study",

@@ -16,17 +16,25 @@ from typing import IO
 from sonobreast.errors import SonobreastError
 from sonobreast.records import SCHEMA_VERSION, disk_error
 from sonobreast.serving.predictor import Prediction, Predictor
-from sonobreast.serving.readers import Choice, Frame, beside
+from sonobreast.serving.readers import Choice, Frame, Place, beside
 
 Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a table holds: rows by file and picture, and the files of which no picture is missing."""
+    """What a table holds: where each picture that has a row comes from, and how many pictures each file has.
 
-    frames: set[Key]
-    complete: set[str]
+    Files are known by `same_file`; what is not of DICOM comes from nowhere (None).
+    """
+
+    frames: dict[Key, Place | None]
+    counts: dict[str, int]
+
+
+def same_file(file: str) -> str:
+    """By which a file of the table is known, whether it was named from here or from the root."""
+    return os.path.abspath(file)
 
 
 def columns_of(predictor: Predictor) -> tuple[str, ...]:
@@ -74,7 +82,7 @@ def row_of(
     frame : Frame
     found : Prediction
     spacing_mm : float or None
-        Given by the user; None: what the file states.
+        Given by the user; what the file states goes before it.
     choice : Choice
         By which frames and regions of DICOM files were taken.
     """
@@ -100,7 +108,7 @@ def row_of(
         "lesion_pieces": None if lesion is None else lesion.pieces,
         "lesion_diameter_px": None if lesion is None else round(lesion.diameter_px, 2),
         "lesion_diameter_mm": None if lesion is None or lesion.diameter_mm is None else round(lesion.diameter_mm, 2),
-        "spacing_mm": frame.spacing_mm if spacing_mm is None else spacing_mm,
+        "spacing_mm": spacing_mm if frame.spacing_mm is None else frame.spacing_mm,
         "notes": "|".join(n.code for n in beside(frame.notes, spacing_mm)),
         "choice": None if place is None else str(choice),
         "bundle": predictor.identity,
@@ -115,12 +123,13 @@ def _yes(value: bool | None) -> str | None:
 def append(table: IO[bytes], columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
     """Rows of a batch in one write, on the disk when this returns."""
     if rows:
-        table.write(_lines(columns, rows))
+        table.write(lines_of(columns, rows))
         table.flush()
         os.fsync(table.fileno())
 
 
-def _lines(columns: Sequence[str], rows: Sequence[dict[str, object]], *, header: bool = False) -> bytes:
+def lines_of(columns: Sequence[str], rows: Sequence[dict[str, object]], *, header: bool = False) -> bytes:
+    """Lines of a CSV file."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     if header:
@@ -153,8 +162,8 @@ def resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: floa
     SonobreastError
         If it is no such table, or its rows were made with another bundle, spacing or choice of frames and regions.
     """
-    header = _lines(columns, [], header=True)
-    done = Done(set(), set())
+    header = lines_of(columns, [], header=True)
+    done = Done({}, {})
     try:
         if not out.stat().st_size:
             with out.open("wb") as stream:
@@ -163,7 +172,6 @@ def resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: floa
                 os.fsync(stream.fileno())
             return done
         good = 0
-        seen: dict[str, int] = {}
         with out.open("r+b") as stream:
             for number, line in enumerate(stream):
                 if number == 0:
@@ -181,15 +189,15 @@ def resume(out: Path, columns: Sequence[str], fingerprint: str, spacing_mm: floa
                     break  # torn: what follows was never finished
                 if row["bundle"] != fingerprint:
                     raise _foreign(out, "was written with another bundle, or another variant of it")
-                if spacing_mm is not None and row["spacing_mm"] != str(spacing_mm):
+                spacing = "" if spacing_mm is None else str(spacing_mm)
+                if not row["choice"] and row["spacing_mm"] != spacing:  # only DICOM may state its own
                     raise _foreign(out, f"was written with the spacing {row['spacing_mm'] or 'not known'}")
                 if row["choice"] not in ("", str(choice)):
                     frames, _, region = row["choice"].partition("/")
                     raise _foreign(out, f"was written with --frames {frames} --region {region}")
-                done.frames.add((row["file"], int(row["frame"])))
-                seen[row["file"]] = seen.get(row["file"], 0) + 1
-                if seen[row["file"]] == int(row["frames"]):
-                    done.complete.add(row["file"])
+                file = same_file(row["file"])
+                done.frames[file, int(row["frame"])] = _origin(row)
+                done.counts[file] = int(row["frames"])
                 good += len(line)
             stream.truncate(good)
             stream.flush()
@@ -206,10 +214,16 @@ def _row_in(line: bytes, columns: Sequence[str]) -> dict[str, str] | None:
     try:
         cells = next(csv.reader([line.decode()]), [])
         row = dict(zip(columns, cells, strict=True))
-        int(row["frame"]), int(row["frames"])
+        int(row["frame"]), int(row["frames"]), _origin(row)
     except (UnicodeDecodeError, ValueError, csv.Error):
         return None
     return row
+
+
+def _origin(row: dict[str, str]) -> Place | None:
+    if not row["dicom_frame"]:
+        return None
+    return Place(int(row["dicom_frame"]), int(row["dicom_frames"]), int(row["region"] or 0), int(row["regions"]))
 
 
 def _foreign(out: Path, what: str) -> SonobreastError:

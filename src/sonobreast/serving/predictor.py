@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sonobreast.data.masks_out import to_original_size
 from sonobreast.data.preprocess import padded_box, prepare, scale
 from sonobreast.errors import SonobreastError
-from sonobreast.evaluation.domain import Domain, distance
-from sonobreast.serving.about import MODEL, REMEDY, Rule
+from sonobreast.evaluation.domain import Domain, distance, together
+from sonobreast.serving.about import MODEL, REMEDY, About, Rule
 from sonobreast.serving.bundle import Bundle, network_bytes, open_bundle
 from sonobreast.serving.lesion import Lesion, measure
 from sonobreast.serving.onnx_file import inspect
@@ -49,9 +49,10 @@ class Prediction:
         The conformal set: classes that cannot be ruled out; None where the bundle has no rule.
     domain_score : float or None
         How unlike the training images it is: its distance from them over the largest that is accepted, so that above 1
-        it is no picture of the kind that the network knows; None where the bundle has no statistics.
+        it is no picture of the kind that the networks know (`sonobreast.evaluation.domain.together`); None where the
+        bundle has no statistics, and where the networks' features of it are no finite numbers.
     in_domain : bool or None
-        Whether the score is at most 1.
+        Whether the score is at most 1; None where the bundle has no statistics.
     width, height : int
         Of the image, in pixels.
     mask : ndarray, bool, (height, width), or None
@@ -78,12 +79,29 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class NetworkDomain:
+    """What a member knows of its training images: where its features begin in the output, its share, statistics."""
+
+    first: int
+    share: float
+    domain: Domain
+
+
+def domains_of(about: About) -> tuple[NetworkDomain, ...]:
+    """Of all members that have statistics."""
+    if about.detector is None:
+        return ()
+    first = np.cumsum([0, *(m.features for m in about.members)])
+    return tuple(NetworkDomain(int(first[s.member]), s.share, s.domain()) for s in about.detector.networks)
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A bundle that is ready to run; may be shared by threads. From `load_predictor`."""
 
     bundle: Bundle
     session: Any
-    domain: Domain | None = None
+    domains: tuple[NetworkDomain, ...] = ()
     variant: str | None = None
 
     @property
@@ -139,7 +157,7 @@ class Predictor:
         ----------
         source : Path or bytes
         spacing_mm : float or None
-            Of its pixels, where it is known from elsewhere.
+            Of its pixels, where it is known from elsewhere; what the file itself states goes before it.
         limits : Limits or None
 
         Raises
@@ -150,7 +168,7 @@ class Predictor:
         frame = next(read(source, limits))
         outputs = self.run([self.prepared(frame.image)])
         height, width = frame.image.shape[:2]
-        return self.judge(outputs, 0, width, height, frame.spacing_mm if spacing_mm is None else spacing_mm)
+        return self.judge(outputs, 0, width, height, spacing_mm if frame.spacing_mm is None else frame.spacing_mm)
 
     def judge(
         self, outputs: dict[str, Floats], index: int, width: int, height: int, spacing_mm: float | None
@@ -164,10 +182,7 @@ class Predictor:
         malignant = None
         if threshold is not None:
             malignant = bool(probability[about.classes.index("malignant")] >= threshold)
-        score = None
-        if self.domain is not None:
-            features = outputs["features"][index : index + 1, : len(self.domain.mean)]
-            score = float(distance(self.domain, features)[0]) / self.domain.threshold
+        score = _score(self.domains, outputs["features"][index])
         mask = None
         if about.mask_threshold is not None:
             whole = to_original_size(outputs["mask"][index, 0], width, height, about.preprocess.aspect)
@@ -179,7 +194,7 @@ class Predictor:
             malignant=malignant,
             threshold=threshold,
             conformal=None if rule is None else conformal_set(rule, raw),
-            domain_score=score,
+            domain_score=score if score is not None and np.isfinite(score) else None,
             in_domain=None if score is None else score <= 1.0,
             width=width,
             height=height,
@@ -223,9 +238,7 @@ def load_predictor(bundle: Bundle | Path, *, threads: int | None = None, variant
         file = there[variant]
     content = network_bytes(opened, file)
     inspect(content, file)
-    known = opened.about.statistics
-    domain = None if known is None else known.domain()
-    return Predictor(opened, open_session(content, opened, threads), domain, variant)
+    return Predictor(opened, open_session(content, opened, threads), domains_of(opened.about), variant)
 
 
 def open_session(content: bytes, bundle: Bundle, threads: int | None = None) -> Any:
@@ -248,6 +261,17 @@ def open_session(content: bytes, bundle: Bundle, threads: int | None = None) -> 
     if given != {INPUT: "tensor(float)"} or not set(bundle.about.outputs) <= set(names):
         raise _unusable(bundle, "has other inputs and outputs than the bundle says")
     return session
+
+
+def _score(domains: Sequence[NetworkDomain], features: Floats) -> float | None:
+    """Of the features (F,) of all members; not finite where theirs are not."""
+    if not domains:
+        return None
+    each = [
+        float(distance(d.domain, features[None, d.first : d.first + len(d.domain.mean)])[0]) / d.domain.threshold
+        for d in domains
+    ]
+    return float(together([each], [d.share for d in domains])[0])
 
 
 def softmax(logits: Floats) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ in it.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sonobreast.data.dicom import OF_SPACING, Note, as_rgb, contents, is_dicom, read_dicom, sample
-from sonobreast.data.preprocess import decode
+from sonobreast.data.preprocess import decode, is_mask
 from sonobreast.errors import SonobreastError
 
 _PICTURES = 4  # all frames of a file may have as many pixels as so many of the largest pictures
@@ -226,6 +227,17 @@ def _named(name: Path | None, which: str = "") -> Iterator[None]:
         raise SonobreastError(which + error.what, file=name, remedy=error.remedy) from error
 
 
+def refuse_mask(frame: Frame) -> None:
+    """A mask is never read as an image.
+
+    Raises
+    ------
+    SonobreastError
+    """
+    if is_mask(frame.image):
+        raise SonobreastError("black and white only: a mask or an empty picture, not a scan", remedy="leave it out")
+
+
 def beside(notes: tuple[Note, ...], spacing_mm: float | None) -> tuple[Note, ...]:
     """Notes of a file, without those that end where somebody gives the spacing."""
     return notes if spacing_mm is None else tuple(n for n in notes if n.code not in OF_SPACING)
@@ -292,8 +304,11 @@ def read(
 def _head(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return source[:_HEAD]
-    with _opening(source), source.open("rb") as stream:
-        return stream.read(_HEAD)
+    with _opening(source):
+        if not stat.S_ISREG(source.stat().st_mode):  # a pipe or a device may never end, nor begin
+            raise SonobreastError("not a file with content", file=source, remedy="leave it out")
+        with source.open("rb") as stream:
+            return stream.read(_HEAD)
 
 
 def _content(source: Path | bytes, limits: Limits) -> bytes:
@@ -303,8 +318,11 @@ def _content(source: Path | bytes, limits: Limits) -> bytes:
     else:
         name = source
         with _opening(source):
-            size = source.stat().st_size
-            content = source.read_bytes() if size <= limits.bytes else b""
+            size, content = source.stat().st_size, b""
+            if size <= limits.bytes:
+                with source.open("rb") as stream:
+                    content = stream.read(limits.bytes + 1)  # it may be growing
+                size = len(content)
     if size > limits.bytes:
         raise _too("many bytes", f"{size} (at most {limits.bytes})", name)
     return content

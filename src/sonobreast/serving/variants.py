@@ -28,7 +28,7 @@ from sonobreast.records import read_table
 from sonobreast.serving.about import MODEL, VARIANT_FILES, About
 from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.onnx_file import inspect
-from sonobreast.serving.predictor import INPUT, Prediction, Predictor, open_session, softmax
+from sonobreast.serving.predictor import INPUT, Prediction, Predictor, domains_of, open_session, softmax
 
 CALIBRATION_IMAGES = 64
 MARGIN = 0.02
@@ -268,8 +268,7 @@ def _predictor(content: bytes, about: Mapping[str, Any]) -> Predictor:
     files = {MODEL: {"sha256": "0" * 64, "bytes": len(content)}}
     settings = Preprocess.model_validate(about["preprocess"])
     waiting = Bundle(Path(), About.model_validate({**about, "preprocess": settings, "files": files}), "")
-    known = waiting.about.statistics
-    return Predictor(waiting, open_session(content, waiting), None if known is None else known.domain())
+    return Predictor(waiting, open_session(content, waiting), domains_of(waiting.about))
 
 
 @dataclass(frozen=True)
