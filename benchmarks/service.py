@@ -76,9 +76,9 @@ def picture() -> bytes:
 
 
 @contextmanager
-def service(bundle: Path) -> Iterator[tuple[str, int]]:
+def service(bundle: Path, *options: str) -> Iterator[tuple[str, int]]:
     """Address and process of a running service."""
-    command = [sys.executable, "-m", "sonobreast.cli", "serve", str(bundle), "--port", "0"]
+    command = [sys.executable, "-m", "sonobreast.cli", "serve", str(bundle), "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None

@@ -257,7 +257,7 @@ def _app(
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         await drain(request.scope, request.receive, settings.body)
-        what = {404: "there is nothing here", 405: "this is not done here"}.get(error.status_code, "not possible")
+        what = {405: "this is not done here"}.get(error.status_code, "not possible")
         return _problem(request, error.status_code, what, "see /api for what there is", error.headers)
 
     @app.exception_handler(RequestValidationError)
