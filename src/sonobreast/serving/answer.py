@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sonobreast.errors import SonobreastError
 from sonobreast.serving import layers, wording
+from sonobreast.serving.costly import refuse_costly
 from sonobreast.serving.predictor import Prediction, Predictor
 from sonobreast.serving.readers import Frame, Limits, read
 
 _ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
-_SCANS = 100  # of a progressive JPEG: ordinary ones have about ten, a hostile one as many as bytes allow
 _LONGEST, _SHORT = 8, 256  # the longer side is at most 8 times the shorter one; small pictures may be anything
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -84,6 +84,7 @@ class BundleName(_Part):
 
     title: str
     fingerprint: str = Field(description="SHA-256 of its bundle.json.")
+    variant: str | None = Field(default=None, description="int8 or float16; null: the network itself.")
 
 
 class Answer(_Part):
@@ -137,7 +138,7 @@ def answer_file(
     """
     results: list[Result] = []
     try:
-        _refuse_many_scans(content)
+        refuse_costly(content, limits)
         for frame in read(content, limits):
             _refuse_strip(frame)
             results.append(_result(predictor, index, frame, spacing_mm, with_layers, with_picture))
@@ -216,12 +217,3 @@ def _refuse_strip(frame: Frame) -> None:
         raise SonobreastError(
             f"too long and narrow to be a scan: {width}x{height} pixels", remedy="export the picture itself"
         )
-
-
-def _refuse_many_scans(content: bytes) -> None:
-    """Each scan of a progressive JPEG goes over all pixels again, and costs the sender a few bytes.
-
-    Compressed data of other formats holds the same two bytes by chance once in 64 KiB.
-    """
-    if content.count(b"\xff\xda") > _SCANS + len(content) // (1 << 14):
-        raise SonobreastError("the picture has too many scans", remedy="save it anew as PNG or plain JPEG")

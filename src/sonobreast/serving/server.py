@@ -20,6 +20,7 @@ from sonobreast.serving import logs
 from sonobreast.serving.bundle import Bundle, check
 from sonobreast.serving.gate import App
 from sonobreast.serving.keys import read_keys
+from sonobreast.serving.predictor import load_predictor
 from sonobreast.serving.settings import Settings, is_loopback
 from sonobreast.serving.web import create_app
 
@@ -50,6 +51,7 @@ def serve(
     names: tuple[str, ...],
     workers: int | None,
     tls: tuple[Path | None, Path | None],
+    variant: str | None,
     say: Callable[[Bundle, str, bool, bool], None],
 ) -> None:
     """Check a bundle, open it and serve it until the process is told to stop.
@@ -65,13 +67,16 @@ def serve(
         None: one for each core, up to 8.
     tls : tuple of (Path or None, Path or None)
         Certificate and key; both or neither.
+    variant : str or None
+        As in `sonobreast.serving.predictor.load_predictor`.
     say : callable
         The bundle, the address, whether a key is needed, and whether others reach it unencrypted.
 
     Raises
     ------
     SonobreastError
-        If the bundle fails its self-test, keys are missing, or the address cannot be listened on.
+        If the bundle fails its self-test or has no such variant, keys are missing, or the address cannot be listened
+        on.
     """
     certificate, key = tls
     if (certificate is None) != (key is None):
@@ -88,13 +93,14 @@ def serve(
     settings = settings if workers is None else replace(settings, workers=workers)
     refuse_open_door(settings)
     opened = check(bundle).bundle
-    server = make_server(create_app(opened, settings), settings)
+    predictor = load_predictor(opened, threads=settings.workers, variant=variant)
+    server = make_server(create_app(predictor, settings), settings)
     listening = listen(settings)
     scheme = "http" if settings.tls is None else "https"
     shown = f"[{host}]" if ":" in host else host
     address = f"{scheme}://{shown}:{listening.getsockname()[1]}"
     say(opened, address, bool(settings.keys), settings.tls is None and not is_loopback(host))
-    logs.write("start", fingerprint=opened.fingerprint, workers=settings.workers)
+    logs.write("start", fingerprint=opened.fingerprint, variant=variant, workers=settings.workers)
     server.run(sockets=[listening])
     logs.write("end")
 

@@ -85,6 +85,7 @@ class Model(BaseModel):
 
     title: str
     fingerprint: str
+    variant: str | None
     intended_use: str
     sonobreast: str
     classes: list[str]
@@ -120,7 +121,9 @@ def create_app(bundle: Bundle | Path | Predictor, settings: Settings | None = No
     predictor = bundle if isinstance(bundle, Predictor) else load_predictor(bundle, threads=settings.workers)
     opened = predictor.bundle
     predictor.probability(opened.folder / SELF_TEST_IMAGE)  # the first run is the slowest: nobody should wait for it
-    counters = counting.Counters({"title": opened.about.title, "fingerprint": opened.fingerprint})
+    counters = counting.Counters(
+        {"title": opened.about.title, "fingerprint": opened.fingerprint, "variant": predictor.variant or ""}
+    )
     room = Room(settings.images, settings.memory, settings.workers)
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
     app = _app(predictor, settings, room, pool, counters)
@@ -179,6 +182,9 @@ def _app(
         return _json({"status": "ready"})
 
     described = json.dumps(_model(predictor, settings)).encode()
+    name = BundleName(
+        title=predictor.bundle.about.title, fingerprint=predictor.bundle.fingerprint, variant=predictor.variant
+    )
 
     @app.get("/v1/model", summary="The bundle, and what is taken", response_model=Model, responses=_errors(401))
     async def model() -> Response:
@@ -241,7 +247,7 @@ def _app(
         answer = Answer(
             intended_use=predictor.bundle.about.intended_use,
             sonobreast=__version__,
-            bundle=BundleName(title=predictor.bundle.about.title, fingerprint=predictor.bundle.fingerprint),
+            bundle=name,
             unknown=wording.unknowns(predictor.bundle.about),
             results=results,
         )
@@ -371,6 +377,7 @@ def _model(predictor: Predictor, settings: Settings) -> dict[str, Any]:
     return Model(
         title=about.title,
         fingerprint=bundle.fingerprint,
+        variant=predictor.variant,
         intended_use=about.intended_use,
         sonobreast=__version__,
         classes=about.classes,
