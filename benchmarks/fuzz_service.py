@@ -23,6 +23,7 @@ import argparse
 import io
 import json
 import math
+import re
 import shutil
 import socket
 import subprocess
@@ -254,8 +255,7 @@ def say_raw(address: httpx.URL, request: bytes) -> list[str]:
         heard += b"\r\nHTTP/1.1 hung"
     except OSError:  # it closed while there was still something to send
         pass
-    statuses = [line[9:13].decode("latin-1").strip() for line in heard.split(b"\r\n") if line.startswith(b"HTTP/1.")]
-    return [f"raw {s}" for s in statuses] or ["raw closed"]
+    return [f"raw {s.decode()}" for s in re.findall(rb"HTTP/1.1 (\w+)", heard)] or ["raw closed"]
 
 
 def fits(answer: httpx.Response, classes: int) -> bool:

@@ -135,6 +135,8 @@ def answer_file(
     ------
     NetworkFault
         If the network cannot be run.
+    MemoryError
+        Which is no fault of the file.
     """
     results: list[Result] = []
     try:
@@ -143,6 +145,8 @@ def answer_file(
             _refuse_strip(frame)
             results.append(_result(predictor, index, frame, spacing_mm, with_layers, with_picture))
     except SonobreastError as error:
+        if _short_of_memory(error):
+            raise MemoryError from None
         what = _ADDRESS.sub("the file", error.what)[:300]
         # A film that is damaged at its end has told no whole story: nothing of it is shown
         return [Result(file=index, error=Problem(what=what, remedy=error.remedy))]
@@ -217,3 +221,9 @@ def _refuse_strip(frame: Frame) -> None:
         raise SonobreastError(
             f"too long and narrow to be a scan: {width}x{height} pixels", remedy="export the picture itself"
         )
+
+
+def _short_of_memory(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__
+    return error is not None

@@ -97,7 +97,8 @@ def gate(inner: App, settings: Settings, counters: Counters, routes: frozenset[s
                 await drain(scope, hear, settings.body)
                 await reply(answer, number, *refused)
             else:
-                await inner(scope, hear, answer)
+                # Whoever asks for the head of an answer gets that of GET: the server leaves the body away
+                await inner({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, hear, answer)
         except Exception as error:  # the last resort: the client hears nothing of it, the log its kind and place
             fault = _place(error)
             if not status:

@@ -70,8 +70,12 @@ _WHY = {
     422: "No file could be predicted: the answer holds an error for each. Or a parameter is not allowed.",
     429: "Too much is waiting: ask again after the seconds in Retry-After.",
     500: "The service failed; its log tells where, by the number of the request.",
-    503: "The answer took too long.",
+    503: "The answer took too long, or there was not enough memory.",
 }
+
+
+class _Full(Exception):
+    """An upload does not fit beside the others."""
 
 
 class State(BaseModel):
@@ -215,13 +219,23 @@ def _app(
         length = _length(request)
         if length > settings.body:
             raise Refused(413, f"the upload is larger than {settings.body >> 20} MiB", "send fewer or smaller files")
-        if not room.take_bytes(length or settings.body):
+        if not room.fits(length):
             return await _later(request, room, counters, settings)
         futures: list[Future[list[Result]]] = []
+        held = 0
+
+        async def arriving() -> AsyncIterator[bytes]:
+            nonlocal held
+            async for chunk in request.stream():
+                if not room.take_bytes(len(chunk)):
+                    raise _Full
+                held += len(chunk)
+                yield chunk
+
         try:
             async with asyncio.timeout(settings.seconds):
                 contents = await read_upload(
-                    request.stream(), boundary, body=settings.body, file=settings.file, files=settings.files
+                    arriving(), boundary, body=settings.body, file=settings.file, files=settings.files
                 )
                 if len(contents) > 1 and (overlays or picture):
                     raise Refused(413, "pictures are given for one file at a time", "send one file in an upload")
@@ -234,6 +248,8 @@ def _app(
                     )
                 del contents
                 found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        except _Full:
+            return await _later(request, room, counters, settings)
         except TimeoutError:
             for future in futures:
                 future.cancel()
@@ -241,7 +257,7 @@ def _app(
                 raise Refused(503, "the answer took too long", "send fewer files at a time") from None
             raise Refused(408, "the upload took too long", "send it again, or fewer files at a time") from None
         finally:
-            _release(room, length or settings.body, futures)
+            _release(room, held, futures)
         results = [result for group in found for result in group]
         _count(counters, results)
         answer = Answer(
@@ -283,6 +299,14 @@ def _app(
         counters.add("sonobreast_images_total", outcome="failed")
         request.scope["state"].setdefault("said", {})["fault"] = "the network cannot be run"
         return _problem(request, 500, "the network cannot be run", "run `sonobreast bundle check` where the service is")
+
+    @app.exception_handler(MemoryError)
+    async def short(request: Request, error: MemoryError) -> Response:
+        del error
+        counters.add("sonobreast_images_total", outcome="failed")
+        request.scope["state"].setdefault("said", {})["fault"] = "MemoryError"
+        what, remedy = "there is not enough memory now", "send it again later, one file at a time"
+        return _problem(request, 503, what, remedy, {"retry-after": "10"})
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
