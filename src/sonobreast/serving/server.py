@@ -124,7 +124,7 @@ def listen(settings: Settings) -> socket.socket:
     try:
         found.bind((settings.host, settings.port))
         found.listen(_CONNECTIONS)  # whoever reads the address may connect at once, and waits until it is answered
-    except (OSError, UnicodeError) as error:
+    except (OSError, TypeError) as error:  # TypeError: no host name
         found.close()
         raise SonobreastError(
             f"{settings.host} port {settings.port} cannot be listened on "
