@@ -117,8 +117,8 @@ def test_head_is_answered_as_get_without_its_body(client: httpx.Client) -> None:
 
 def test_whoever_sends_nothing_holds_nothing(predictor: Predictor, scan: bytes) -> None:
     """A stated or missing length reserves no memory: five clients would have kept all others out."""
-    with live(predictor) as client, ExitStack() as stack:
-        for head in (b"Content-Length: 50000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n") * 4:
+    with live(predictor, memory=96 << 20) as client, ExitStack() as stack:
+        for head in (b"Content-Length: %d\r\n\r\n" % (48 << 20), b"Transfer-Encoding: chunked\r\n\r\n") * 4:
             slow = stack.enter_context(connected(client))
             slow.sendall(POST + head)
         for _ in range(3):
