@@ -3,6 +3,7 @@
 Needs the training install and httpx.
 
     python benchmarks/service.py [--bundle BUNDLE] [--images 100] [--rounds 3] [--clients 32] [--seconds 20]
+    python benchmarks/service.py --only-crowd --clients 200 --seconds 60    # overload: 429, and memory stays flat
 
 The bundle is MobileNetV2 (no mirror images averaged), fresh and seeded, unless one is given. The service is a process
 of its own (``sonobreast serve``); the client sends a 500 x 500 PNG (simulated ultrasound) over a connection that stays
@@ -78,9 +79,9 @@ def picture() -> bytes:
 
 
 @contextmanager
-def service(bundle: Path) -> Iterator[tuple[str, int]]:
+def service(bundle: Path, *options: str) -> Iterator[tuple[str, int]]:
     """Address and process of a running service."""
-    command = [sys.executable, "-m", "sonobreast.cli", "serve", str(bundle), "--port", "0"]
+    command = [sys.executable, "-m", "sonobreast.cli", "serve", str(bundle), "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
@@ -229,7 +230,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--only-crowd", action="store_true", help="no comparison; with --clients 200, an overload")
     a = parser.parse_args()
+    if a.only_crowd:
+        content = picture()
+        with tempfile.TemporaryDirectory() as folder, service(a.bundle or fresh_bundle(Path(folder))) as (address, pid):
+            crowd = load(address, pid, content, a.clients, a.seconds)
+        print(json.dumps({"claim": "none wrong, none lost, memory flat", "crowd": crowd, "cores": os.cpu_count()}))
+        return
     busy = os.getloadavg()[0]
     content = picture()
     with tempfile.TemporaryDirectory() as folder, keras(content, Path(folder)) as keras_ms:

@@ -739,12 +739,25 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, typer.Option("--tls-certificate", metavar="FILE", help="PEM.")] = None,
     certificate_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM.")] = None,
+    variant: Annotated[
+        str | None, typer.Option("--variant", metavar="NAME", help="int8 or float16, where the bundle has it.")
+    ] = None,
 ) -> None:
     """Serve a bundle: a page for people and an API. Research use only."""
     from sonobreast.serving.server import serve as run
 
     tls = (certificate, certificate_key)
-    run(bundle, host=host, port=port, keys=keys, names=tuple(name or ()), workers=workers, tls=tls, say=say_serving)
+    run(
+        bundle,
+        host=host,
+        port=port,
+        keys=keys,
+        names=tuple(name or ()),
+        workers=workers,
+        tls=tls,
+        variant=variant,
+        say=say_serving,
+    )
 
 
 @app.command("serve-key")

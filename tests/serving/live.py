@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
+import pytest
 
 from sonobreast.serving.predictor import Predictor
 from sonobreast.serving.server import listen, make_server
@@ -46,3 +48,23 @@ def changed(predictor: Predictor, **about: object) -> Predictor:
 def parts(*contents: bytes, kind: str = "image/png") -> list[tuple[str, tuple[str, bytes, str]]]:
     """Files of an upload, for httpx."""
     return [("files", ("NAME-OF-A-PATIENT.png", content, kind)) for content in contents]
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Every prediction waits for the event."""
+    go, run = threading.Event(), Predictor.run
+
+    def wait(self: Predictor, images: list[np.ndarray]) -> dict[str, np.ndarray]:
+        go.wait(20.0)
+        return run(self, images)
+
+    monkeypatch.setattr(Predictor, "run", wait)
+    return go
+
+
+def waiting(client: httpx.Client, n: int) -> None:
+    for _ in range(500):
+        if f"sonobreast_images_waiting {n}\n" in client.get("/metrics").text:
+            return
+        time.sleep(0.01)
+    raise AssertionError(client.get("/metrics").text)

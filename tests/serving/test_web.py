@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from tests.serving.live import changed, live, parts
+from tests.serving.live import changed, live, parts, slowed, waiting
 from tests.serving.test_predictor import png
 
 from sonobreast.errors import SonobreastError
@@ -422,26 +421,6 @@ def test_no_open_door_without_keys(host: str) -> None:
         refuse_open_door(Settings(host=host))
     for own in ("127.0.0.1", "localhost", "::1"):
         refuse_open_door(Settings(host=own))
-
-
-def slowed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Every prediction waits for the event."""
-    go, run = threading.Event(), Predictor.run
-
-    def wait(self: Predictor, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-        go.wait(20.0)
-        return run(self, images)
-
-    monkeypatch.setattr(Predictor, "run", wait)
-    return go
-
-
-def waiting(client: httpx.Client, n: int) -> None:
-    for _ in range(500):
-        if f"sonobreast_images_waiting {n}\n" in client.get("/metrics").text:
-            return
-        time.sleep(0.01)
-    raise AssertionError(client.get("/metrics").text)
 
 
 def test_overload_is_answered_429_and_what_was_taken_is_finished(

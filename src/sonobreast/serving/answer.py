@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sonobreast.data.dicom import is_dicom
 from sonobreast.errors import SonobreastError
 from sonobreast.serving import layers, wording
+from sonobreast.serving.costly import refuse_costly
 from sonobreast.serving.predictor import Prediction, Predictor
 from sonobreast.serving.readers import USUAL, Choice, Frame, Limits, Place, beside, read, refuse_mask
 
 _ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
-_SCANS = 100  # of a progressive JPEG: ordinary ones have about ten, a hostile one as many as bytes allow
 _LONGEST, _SHORT = 8, 256  # the longer side is at most 8 times the shorter one; small pictures may be anything
 _ORDER = ("report", "segmentation", "image").index
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -116,6 +116,7 @@ class BundleName(_Part):
 
     title: str
     fingerprint: str = Field(description="SHA-256 of its bundle.json.")
+    variant: str | None = Field(default=None, description="int8 or float16; null: the network itself.")
 
 
 class Answer(_Part):
@@ -193,11 +194,13 @@ def answer_file(
     ------
     NetworkFault
         If the network cannot be run.
+    MemoryError
+        Which is no fault of the file.
     """
     results: list[Result] = []
     wanted = wanted or Wanted()
     try:
-        _refuse_many_scans(content)
+        refuse_costly(content, limits)
         for frame in read(content, limits, choice=wanted.choice):
             _refuse_strip(frame)
             refuse_mask(frame)
@@ -207,6 +210,8 @@ def answer_file(
                 result = result.model_copy(update={"dicom": _dicom(predictor, content, found, frame.place, by_hand)})
             results.append(result)
     except SonobreastError as error:
+        if _short_of_memory(error):
+            raise MemoryError from None
         what = _ADDRESS.sub("the file", error.what)[:300]
         # A film that is damaged at its end has told no whole story: nothing of it is shown
         return [Result(file=index, error=Problem(what=what, remedy=error.remedy))]
@@ -300,11 +305,7 @@ def _refuse_strip(frame: Frame) -> None:
         )
 
 
-def _refuse_many_scans(content: bytes) -> None:
-    """Each scan of a progressive JPEG goes over all pixels again, and costs the sender a few bytes.
-
-    DICOM and TIFF may hold such a JPEG, too; PNG does not. Compressed data of other formats holds the same two bytes by
-    chance once in 64 KiB.
-    """
-    if content[:4] != b"\x89PNG" and content.count(b"\xff\xda") > _SCANS + len(content) // (1 << 14):
-        raise SonobreastError("the picture has too many scans", remedy="save it anew as PNG or plain JPEG")
+def _short_of_memory(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__
+    return error is not None

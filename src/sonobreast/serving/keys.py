@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import stat
@@ -54,21 +55,23 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     Raises
     ------
     SonobreastError
-        If it cannot be read, others than its owner may write it, it holds no key, or a line is none.
+        If it cannot be read, others than its owner may write it, it holds no key, a line is none, or one key has two
+        names.
     """
     try:
-        status = file.stat()
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise SonobreastError(
-                "others than its owner may write this file of keys", file=file, remedy="chmod go-w it first"
-            )
-        if status.st_size > _LARGEST:
+        with file.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise SonobreastError(
+                    "others than its owner may write this file of keys", file=file, remedy="chmod go-w it first"
+                )
+            content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
             raise SonobreastError("too large for a file of keys", file=file, remedy=_REMEDY)
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = content.decode("utf-8-sig").splitlines()  # editors on Windows begin files with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise SonobreastError(f"the keys cannot be read ({reason})", file=file, remedy=_REMEDY) from error
-    found = []
+    found: dict[bytes, Key] = {}
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text or text.startswith("#"):
@@ -76,10 +79,16 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         match = _LINE.fullmatch(text)
         if match is None:  # the line is not shown: it may be a key that somebody wrote there
             raise SonobreastError(f"line {number} is not NAME sha256:DIGEST", file=file, remedy=_REMEDY)
-        found.append(Key(match[1], bytes.fromhex(match[2])))
+        key = Key(match[1], bytes.fromhex(match[2]))
+        if found.setdefault(key.digest, key).name != key.name:  # the log would name the wrong one
+            raise SonobreastError(
+                f"line {number} gives a key to {key.name} that {found[key.digest].name} has",
+                file=file,
+                remedy="make a key for each with `sonobreast serve-key NAME`",
+            )
     if not found:
         raise SonobreastError("the file holds no keys", file=file, remedy=_REMEDY)
-    return tuple(found)
+    return tuple(found.values())
 
 
 def whose(presented: str, keys: tuple[Key, ...]) -> Key | None:

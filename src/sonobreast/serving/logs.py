@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,10 +13,11 @@ _LIBRARIES = ("uvicorn", "uvicorn.error", "fastapi", "asyncio", "python_multipar
 
 
 def write(event: str, **said: Any) -> None:
-    """Write one line."""
+    """Write one line; where nobody reads it or the disk is full, the service goes on without."""
     moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-    sys.stderr.write(json.dumps({"time": moment, "event": event, **said}) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):
+        sys.stderr.write(json.dumps({"time": moment, "event": event, **said}) + "\n")
+        sys.stderr.flush()
 
 
 class Lines(logging.Handler):

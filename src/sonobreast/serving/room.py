@@ -25,10 +25,15 @@ class Room:
         self.images = 0
         self.bytes = 0
 
-    def take_bytes(self, n: int) -> bool:
-        """Reserve memory for an upload; False where there is not enough."""
+    def fits(self, n: int) -> bool:
+        """Whether an upload of so many bytes may begin. Nothing is reserved: whoever sends nothing holds nothing."""
         with self._lock:
-            if self.bytes + n > self._most_bytes or self.images >= self._most_images:
+            return self.bytes + n <= self._most_bytes and self.images < self._most_images
+
+    def take_bytes(self, n: int) -> bool:
+        """Reserve memory for a part of an upload that has arrived; False where there is not enough."""
+        with self._lock:
+            if self.bytes + n > self._most_bytes:
                 return False
             self.bytes += n
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
@@ -20,10 +21,12 @@ from sonobreast.serving import logs
 from sonobreast.serving.bundle import Bundle, check
 from sonobreast.serving.gate import App
 from sonobreast.serving.keys import read_keys
+from sonobreast.serving.predictor import load_predictor
 from sonobreast.serving.settings import Settings, is_loopback
 from sonobreast.serving.web import create_app
 
 _CONNECTIONS = 512
+_REFUSED = 256  # connections beyond those that are told so
 _HEAD = 16 << 10  # bytes of the head of a request
 
 
@@ -50,6 +53,7 @@ def serve(
     names: tuple[str, ...],
     workers: int | None,
     tls: tuple[Path | None, Path | None],
+    variant: str | None,
     say: Callable[[Bundle, str, bool, bool], None],
 ) -> None:
     """Check a bundle, open it and serve it until the process is told to stop.
@@ -65,13 +69,16 @@ def serve(
         None: one for each core, up to 8.
     tls : tuple of (Path or None, Path or None)
         Certificate and key; both or neither.
+    variant : str or None
+        As in `sonobreast.serving.predictor.load_predictor`.
     say : callable
         The bundle, the address, whether a key is needed, and whether others reach it unencrypted.
 
     Raises
     ------
     SonobreastError
-        If the bundle fails its self-test, keys are missing, or the address cannot be listened on.
+        If the bundle fails its self-test or has no such variant, keys are missing, or the address cannot be listened
+        on.
     """
     certificate, key = tls
     if (certificate is None) != (key is None):
@@ -88,15 +95,18 @@ def serve(
     settings = settings if workers is None else replace(settings, workers=workers)
     refuse_open_door(settings)
     opened = check(bundle).bundle
-    server = make_server(create_app(opened, settings), settings)
+    predictor = load_predictor(opened, threads=settings.workers, variant=variant)
+    server = make_server(create_app(predictor, settings), settings)
     listening = listen(settings)
     scheme = "http" if settings.tls is None else "https"
     shown = f"[{host}]" if ":" in host else host
     address = f"{scheme}://{shown}:{listening.getsockname()[1]}"
     say(opened, address, bool(settings.keys), settings.tls is None and not is_loopback(host))
-    logs.write("start", fingerprint=opened.fingerprint, workers=settings.workers)
+    logs.write("start", fingerprint=opened.fingerprint, variant=variant, workers=settings.workers)
     server.run(sockets=[listening])
-    logs.write("end")
+    logs.write("end", forced=server.force_exit)
+    if server.force_exit:  # told twice: what still waits would be predicted for nobody before the process ended
+        os._exit(1)
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -114,10 +124,11 @@ def listen(settings: Settings) -> socket.socket:
     try:
         found.bind((settings.host, settings.port))
         found.listen(_CONNECTIONS)  # whoever reads the address may connect at once, and waits until it is answered
-    except OSError as error:
+    except (OSError, TypeError) as error:  # TypeError: no host name
         found.close()
         raise SonobreastError(
-            f"{settings.host} port {settings.port} cannot be listened on ({error.strerror or error})",
+            f"{settings.host} port {settings.port} cannot be listened on "
+            f"({getattr(error, 'strerror', None) or 'no address or name'})",
             remedy="name another --port, or stop what listens there",
         ) from error
     return found
@@ -138,7 +149,7 @@ def make_server(app: App, settings: Settings) -> Server:
         app,
         host=settings.host,
         port=settings.port,
-        http=_patient(settings.header_seconds),
+        http=_patient(settings.header_seconds, settings.seconds),
         ws="none",
         loop="auto",
         lifespan="on",
@@ -180,14 +191,21 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def _patient(seconds: float) -> type[asyncio.Protocol]:
-    """HTTP/1.1 whose clients must bring the head of a request in so many seconds (uvicorn itself waits for ever)."""
+def _patient(seconds: float, answer_seconds: float) -> type[asyncio.Protocol]:
+    """HTTP/1.1 whose clients must bring the head of a request in so many seconds, and take answers.
+
+    uvicorn itself waits for ever for the one and the other, and holds the answer meanwhile.
+    """
 
     class Patient(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
+        _stuck: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if len(self.connections) > _CONNECTIONS + _REFUSED:  # files that the process may open are not without end
+                transport.abort()
+                return
             self._deadline = self.loop.call_later(seconds, self._late)
 
         def data_received(self, data: bytes) -> None:
@@ -201,10 +219,34 @@ def _patient(seconds: float) -> type[asyncio.Protocol]:
         def on_response_complete(self) -> None:
             self._stop()
             super().on_response_complete()
+            if self.transport.is_closing():
+                self._end()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._end()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._stuck is None:
+                self._stuck = self.loop.call_later(answer_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._stuck is not None and not self.transport.is_closing():
+                self._stuck.cancel()
+                self._stuck = None
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
             super().connection_lost(exc)
+            if self._stuck is not None:
+                self._stuck.cancel()
+
+        def _end(self) -> None:
+            """Closing waits until all is sent, and whoever takes nothing would keep it open."""
+            if self._stuck is None:
+                self._stuck = self.loop.call_later(answer_seconds, self.transport.abort)
 
         def _stop(self) -> None:
             if self._deadline is not None:
@@ -215,5 +257,6 @@ def _patient(seconds: float) -> type[asyncio.Protocol]:
             self._deadline = None
             if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
                 self.transport.close()
+                self._end()
 
     return Patient

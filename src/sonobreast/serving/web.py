@@ -70,8 +70,12 @@ _WHY = {
     422: "No file could be predicted: the answer holds an error for each. Or a parameter is not allowed.",
     429: "Too much is waiting: ask again after the seconds in Retry-After.",
     500: "The service failed; its log tells where, by the number of the request.",
-    503: "The answer took too long.",
+    503: "The answer took too long, or there was not enough memory.",
 }
+
+
+class _Full(Exception):
+    """An upload does not fit beside the others."""
 
 
 class State(BaseModel):
@@ -85,6 +89,7 @@ class Model(BaseModel):
 
     title: str
     fingerprint: str
+    variant: str | None
     intended_use: str
     sonobreast: str
     classes: list[str]
@@ -120,7 +125,9 @@ def create_app(bundle: Bundle | Path | Predictor, settings: Settings | None = No
     predictor = bundle if isinstance(bundle, Predictor) else load_predictor(bundle, threads=settings.workers)
     opened = predictor.bundle
     predictor.probability(opened.folder / SELF_TEST_IMAGE)  # the first run is the slowest: nobody should wait for it
-    counters = counting.Counters({"title": opened.about.title, "fingerprint": opened.fingerprint})
+    counters = counting.Counters(
+        {"title": opened.about.title, "fingerprint": opened.fingerprint, "variant": predictor.variant or ""}
+    )
     room = Room(settings.images, settings.memory, settings.workers)
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="predict")
     app = _app(predictor, settings, room, pool, counters)
@@ -179,6 +186,9 @@ def _app(
         return _json({"status": "ready"})
 
     described = json.dumps(_model(predictor, settings)).encode()
+    name = BundleName(
+        title=predictor.bundle.about.title, fingerprint=predictor.bundle.fingerprint, variant=predictor.variant
+    )
 
     @app.get("/v1/model", summary="The bundle, and what is taken", response_model=Model, responses=_errors(401))
     async def model() -> Response:
@@ -225,13 +235,23 @@ def _app(
         length = _length(request)
         if length > settings.body:
             raise Refused(413, f"the upload is larger than {settings.body >> 20} MiB", "send fewer or smaller files")
-        if not room.take_bytes(length or settings.body):
+        if not room.fits(length):
             return await _later(request, room, counters, settings)
         futures: list[Future[list[Result]]] = []
+        held = 0
+
+        async def arriving() -> AsyncIterator[bytes]:
+            nonlocal held
+            async for chunk in request.stream():
+                if not room.take_bytes(len(chunk)):
+                    raise _Full
+                held += len(chunk)
+                yield chunk
+
         try:
             async with asyncio.timeout(settings.seconds):
                 contents = await read_upload(
-                    request.stream(), boundary, body=settings.body, file=settings.file, files=settings.files
+                    arriving(), boundary, body=settings.body, file=settings.file, files=settings.files
                 )
                 if len(contents) > 1 and wanted.heavy:
                     raise Refused(
@@ -244,6 +264,8 @@ def _app(
                     futures.append(_submit(pool, room, predictor, index, content, settings, spacing_mm, wanted))
                 del contents
                 found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        except _Full:
+            return await _later(request, room, counters, settings)
         except TimeoutError:
             for future in futures:
                 future.cancel()
@@ -251,13 +273,13 @@ def _app(
                 raise Refused(503, "the answer took too long", "send fewer files at a time") from None
             raise Refused(408, "the upload took too long", "send it again, or fewer files at a time") from None
         finally:
-            _release(room, length or settings.body, futures)
+            _release(room, held, futures)
         results = [result for group in found for result in group]
         _count(counters, results)
         answer = Answer(
             intended_use=predictor.bundle.about.intended_use,
             sonobreast=__version__,
-            bundle=BundleName(title=predictor.bundle.about.title, fingerprint=predictor.bundle.fingerprint),
+            bundle=name,
             unknown=wording.unknowns(predictor.bundle.about),
             results=results,
         )
@@ -273,7 +295,7 @@ def _app(
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         await drain(request.scope, request.receive, settings.body)
-        what = {404: "there is nothing here", 405: "this is not done here"}.get(error.status_code, "not possible")
+        what = {405: "this is not done here"}.get(error.status_code, "not possible")
         return _problem(request, error.status_code, what, "see /api for what there is", error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -293,6 +315,14 @@ def _app(
         counters.add("sonobreast_images_total", outcome="failed")
         request.scope["state"].setdefault("said", {})["fault"] = "the network cannot be run"
         return _problem(request, 500, "the network cannot be run", "run `sonobreast bundle check` where the service is")
+
+    @app.exception_handler(MemoryError)
+    async def short(request: Request, error: MemoryError) -> Response:
+        del error
+        counters.add("sonobreast_images_total", outcome="failed")
+        request.scope["state"].setdefault("said", {})["fault"] = "MemoryError"
+        what, remedy = "there is not enough memory now", "send it again later, one file at a time"
+        return _problem(request, 503, what, remedy, {"retry-after": "10"})
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
@@ -378,6 +408,7 @@ def _model(predictor: Predictor, settings: Settings) -> dict[str, Any]:
     return Model(
         title=about.title,
         fingerprint=bundle.fingerprint,
+        variant=predictor.variant,
         intended_use=about.intended_use,
         sonobreast=__version__,
         classes=about.classes,
