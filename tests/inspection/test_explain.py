@@ -168,6 +168,36 @@ def test_randomised_weights_are_the_same_values_elsewhere(tiny_weights: Path) ->
     )
 
 
+def test_what_comes_before_randomised_weights_stays_as_it_was_trained(tiny_weights: Path) -> None:
+    network = linear(tiny_weights)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    for norm in norms:  # statistics of a whole training set are not those of a few images
+        torch.nn.init.constant_(norm.running_mean, 0.3)
+    given, kept, new = images(), [], []
+    for step in STEPS:
+        other = randomised(network, step, given)
+        own = [m for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        same = [torch.equal(a.running_mean, b.running_mean) for a, b in zip(norms, own, strict=True)]
+        kept.append(sum(same))
+        new.append(len(same) - sum(same))
+        assert torch.equal(other.backbone(given), network.backbone(given)) == (step == "head")
+    assert new[0] == 0
+    assert kept[1] > 0 < new[1]
+    assert kept[2] == 0
+
+
+def test_of_a_cut_network_only_what_is_used_is_randomised(tiny_weights: Path) -> None:
+    network = linear(tiny_weights / "partial")
+    used = network.backbone.used_tensors()
+    named = dict(network.backbone.network.named_parameters())
+    assert set(named) - set(used)
+    own = dict(randomised(network, "head and upper half", images()).backbone.network.named_parameters())
+    changed = {k for k, p in named.items() if not torch.equal(own[k], p)}
+    assert changed
+    assert changed < set(used)
+
+
 def test_the_command_scores_the_test_images_of_each_fold(study: tuple[Path, Path], tmp_path: Path) -> None:
     out, data = study
     arguments = ["explain", out, "--data", data, "--out", tmp_path / "e", "--methods", "gradcam,mask", "--limit", "6"]
