@@ -226,6 +226,35 @@ def test_the_command_scores_the_test_images_of_each_fold(study: tuple[Path, Path
     assert "Does the map lie on the lesion?" in page
 
 
+def test_nobody_explains_what_it_learnt_whatever_the_files_are_called(
+    study: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, data = study
+    names = {}
+    for label in ("benign", "malignant", "normal"):
+        (tmp_path / "moved" / label).mkdir(parents=True)
+        for i, file in enumerate(sorted(f for f in (data / label).glob("*.png") if "_mask" not in f.name)):
+            shutil.copy(file, tmp_path / "moved" / label / f"scan-{i}.png")
+            names[f"{label}/scan-{i}.png"] = f"{label}/{file.name}"
+    learnt = {
+        (run.name, r["image"])
+        for run in find_runs([out], None)
+        for r in read_table(run / "predictions.csv")
+        if r["subset"] != "test"
+    }
+    said: list[str] = []
+    run = find_runs([out], None)[0]
+    explain_runs(run, tmp_path / "one", data=tmp_path / "moved", methods=("mask",), limit=100, say=said.append)
+    rows = read_table(tmp_path / "one" / "explanations.csv")
+    assert len({r["image"] for r in rows}) == len(names) - sum(r == run.name for r, _ in learnt)
+    assert not {(r["run"], names[r["image"]]) for r in rows} & learnt
+    assert any("no run that was given has tested them" in text for text in said)
+    other = write_busi(tmp_path / "other", seed=7)  # the very same names, other pictures
+    explain_runs(run, tmp_path / "two", data=other, methods=("mask",), limit=100)
+    rows = read_table(tmp_path / "two" / "explanations.csv")
+    assert len({r["image"] for r in rows}) == len(names)
+
+
 def test_the_same_seed_gives_the_same_pictures(study: tuple[Path, Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
         explain_runs(study[0], tmp_path / name, data=study[1], methods=("smoothgrad",), limit=2, seed=5)

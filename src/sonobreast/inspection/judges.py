@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -189,7 +190,7 @@ def appoint(
     def skip(why: str) -> None:
         skipped[why] = skipped.get(why, 0) + 1
 
-    books = [_book(m, subset, speak) for m in models]
+    books = [own_images(m, subset, speak) for m in models]
     copies = _copies(models, cases, books, cohort, tell, speak)
     kept, runs, own = [], [], 0
     for case in cases:
@@ -198,12 +199,12 @@ def appoint(
             skip(f"of a class that the models do not know ({case.label})")
         elif case.image in copies:
             skip("copies of the study's images, changed")
-        elif any(e is not None and not e[0] for e in entries):
+        elif any(e is not None and not e.runs for e in entries):
             skip(f"not {subset} images of the runs that were given")
         else:
-            group = next((e[1] for e in entries if e is not None), case.group)
+            group = next((e.group for e in entries if e is not None), case.group)
             kept.append(case.model_copy(update={"group": group}))
-            runs.append(tuple(m.runs if e is None else e[0] for m, e in zip(models, entries, strict=True)))
+            runs.append(tuple(m.runs if e is None else e.runs for m, e in zip(models, entries, strict=True)))
             own += any(e is not None for e in entries)
     if not kept:
         why = "; ".join(f"{n} {w}" for w, n in skipped.items())
@@ -239,11 +240,26 @@ def _known_groups(study: Path) -> tuple[Path, str] | None:
         return None
 
 
-Entry = tuple[tuple[Path, ...], str]
+class Entry(NamedTuple):
+    """An image of a study's own set: the runs that may judge it, its group, and its names in the study."""
+
+    runs: tuple[Path, ...]
+    group: str
+    names: tuple[str, ...]
 
 
-def _book(model: Model, subset: str, speak: Callable[[str], None]) -> dict[str, Entry]:
-    """Of a study's own images, by digest (by name where the study has no manifest): runs that may judge, and group."""
+def own_images(model: Model, subset: str, speak: Callable[[str], None]) -> dict[str, Entry]:
+    """The images of a study's own set, by the SHA-256 of their files; by name where the study has no manifest.
+
+    Parameters
+    ----------
+    model : Model
+        Runs of one study.
+    subset : str
+        A run may judge the images that it holds in this subset, and in no other.
+    speak : callable
+        Told where names have to do.
+    """
     study = model.runs[0].resolve().parent.parent
     where: dict[str, dict[Path, set[str]]] = {}
     groups: dict[str, str] = {}
@@ -264,7 +280,7 @@ def _book(model: Model, subset: str, speak: Callable[[str], None]) -> dict[str, 
         # The same file may stand there under several names: whoever learnt one of them does not judge it.
         seen = {run: set[str]().union(*(where.get(i, {}).get(run, set()) for i in images)) for run in model.runs}
         may = tuple(run for run, subsets in seen.items() if subsets == {subset})
-        book[key] = (may, next((groups[i] for i in images if i in groups), images[0]))
+        book[key] = Entry(may, next((groups[i] for i in images if i in groups), images[0]), tuple(images))
     return book
 
 
