@@ -77,6 +77,20 @@ def test_another_set_gets_tables_and_a_page(study: tuple[Path, Path], other: Pat
     assert all((tmp_path / "e" / "masks" / Path(r["image"]).with_suffix(".png")).is_file() for r in rows)
 
 
+def test_a_normal_image_without_a_mask_has_no_lesion(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
+    shutil.copytree(other, tmp_path / "data")
+    for mask in (tmp_path / "data" / "normal").glob("*_mask*.png"):
+        mask.unlink()
+    [run, *_] = find_runs([study[0]], "frozen:test_resnet-adam")
+    evaluate_runs([run], Sources(tmp_path / "data"), tmp_path / "e", images=False)
+    sizes = {
+        r["value"]: r["images"] for r in read_json(tmp_path / "e" / "external.json")["subgroups"] if r["by"] == "size"
+    }
+    normal = sum(r["label"] == "normal" for r in read_table(tmp_path / "e" / "predictions.csv"))
+    assert sizes["no lesion"] == normal > 0
+    assert "not known" not in sizes
+
+
 def test_no_images_leaves_the_masks_out(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
     evaluated(study[0], other, tmp_path / "e", configuration="joint:test_resnet-adam", images=False)
     assert not (tmp_path / "e" / "masks").exists()

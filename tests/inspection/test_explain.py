@@ -226,9 +226,7 @@ def test_the_command_scores_the_test_images_of_each_fold(study: tuple[Path, Path
     assert "Does the map lie on the lesion?" in page
 
 
-def test_nobody_explains_what_it_learnt_whatever_the_files_are_called(
-    study: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_nobody_explains_what_it_learnt_whatever_the_files_are_called(study: tuple[Path, Path], tmp_path: Path) -> None:
     out, data = study
     names = {}
     for label in ("benign", "malignant", "normal"):

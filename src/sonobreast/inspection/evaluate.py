@@ -267,7 +267,8 @@ def _table(cases: Sequence[Case], predicted: Predicted, cohort: Cohort) -> pd.Da
     """One row an image: prediction, and what the subgroups need."""
     rows = []
     for case, p in zip(cases, predicted.probability, strict=True):
-        truth = true_mask(cohort.manifest.root, case) if case.masks else None
+        # Without a file, too: of a normal image the mask is known, and empty.
+        truth = true_mask(cohort.manifest.root, case)
         rows.append(
             {
                 "image": case.image,
