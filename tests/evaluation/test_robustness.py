@@ -124,10 +124,14 @@ def test_the_rise_of_the_calibration_error_holds_the_true_one() -> None:
             rows.append(
                 pd.DataFrame(
                     {
-                        **{"model": "m", "kind": kind, "strength": strength, "label": "malignant"},
+                        "model": "m",
+                        "kind": kind,
+                        "strength": strength,
+                        "label": "malignant",
                         "image": [f"i{i:03d}" for i in range(400)],
                         "group": [f"g{i:03d}" for i in range(400)],
-                        **{"p_benign": 1.0 - p, "p_malignant": p},
+                        "p_benign": 1.0 - p,
+                        "p_malignant": p,
                     }
                 )
             )

@@ -215,8 +215,9 @@ def recalibration(table: pd.DataFrame, *, draws: int = _DRAWS, seed: int = 0) ->
     -------
     list of dict
         ``n`` (0: as it is), ``used`` (images that the groups drawn hold, mean: a last large group goes beyond n; the
-        next n is left out where it would use the same images), ``log_loss`` and ``brier`` (each mean, and 2.5 and 97.5 percentiles over the draws: the
-        spread of the choice of cases, no interval for other hospitals), ``judged`` (mean number of images).
+        next n is left out where it would use the same images), ``log_loss`` and ``brier`` (each mean, and 2.5 and 97.5
+        percentiles over the draws: the spread of the choice of cases, no interval for other hospitals), ``judged``
+        (mean number of images).
     """
     p = table["p_malignant"].to_numpy(float).clip(1e-6, 1 - 1e-6)
     y: Floats = (table["label"] == "malignant").to_numpy().astype(np.float64)

@@ -1,9 +1,9 @@
 """The same network with randomised weights: a map that does not change then says nothing about what was learned.
 
 Adebayo 2018, "Sanity checks for saliency maps", NeurIPS 31: weights are randomised from the output down, in a cascade.
-Here the values of every tensor are permuted, so that their sizes stay; the statistics of the batch norms behind them are
-then measured anew on the images at hand, because with the old ones activations would vanish and maps with them. What
-comes before stays as it was trained: else a map would change with the few images, not with the weights.
+Here the values of every tensor are permuted, so that their sizes stay; the statistics of the batch norms behind them
+are then measured anew on the images at hand, because with the old ones activations would vanish and maps with them.
+What comes before stays as it was trained: else a map would change with the few images, not with the weights.
 """
 
 from __future__ import annotations
