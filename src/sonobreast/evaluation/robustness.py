@@ -152,7 +152,7 @@ class _About:
         )
 
     def to_subtract(self, cell: Cell, metric: str) -> Draws:
-        """The draws that differences are made of; of the ECE mirrored at the estimate: their quantiles are basic limits.
+        """The draws that differences are made of; of the ECE mirrored at the estimate: quantiles are then basic limits.
 
         Resampling adds to an ECE, and to the one of the clean images more than to a bad one. In simulations of 400
         cases, calibrated when clean, percentile limits of the drop held the true one in .32 of the sets, basic ones in

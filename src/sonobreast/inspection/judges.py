@@ -311,52 +311,6 @@ def _copies(
     return found
 
 
-def drawn(judged: Judged, limit: int | None, seed: int = 0) -> Judged:
-    """At most so many images: classes as they are mixed, one image a group before any second one, drawn by the seed.
-
-    Parameters
-    ----------
-    judged : Judged
-    limit : int or None
-        None: all.
-    seed : int
-    """
-    n = len(judged.cases)
-    if limit is not None and limit < 1:
-        raise SonobreastError(f"--limit {limit}", remedy="give 1 or more, or 0 for all images")
-    if limit is None or limit >= n:
-        return judged
-    rng = np.random.default_rng(seed)
-    place: dict[str, float] = {g: float(u) for g, u in zip(*_shuffled(judged.cases, rng), strict=True)}
-    order = sorted(range(n), key=lambda i: (place[judged.cases[i].group], judged.cases[i].image))
-    count: dict[tuple[str, str], int] = {}
-    turn = {}
-    for i in order:
-        key = (judged.cases[i].group, judged.cases[i].label)
-        turn[i] = count[key] = count.get(key, -1) + 1
-    order.sort(key=lambda i: turn[i])  # stable: first images of groups first
-    labels = sorted({c.label for c in judged.cases})
-    sizes = np.array([sum(c.label == name for c in judged.cases) for name in labels])
-    exact = limit * sizes / n
-    quota = np.floor(exact).astype(int)
-    for k in np.argsort(quota - exact, kind="stable")[: limit - int(quota.sum())]:
-        quota[k] += 1
-    chosen: list[int] = []
-    for name, size in zip(labels, quota, strict=True):
-        chosen += [i for i in order if judged.cases[i].label == name][:size]
-    chosen.sort()
-    return replace(
-        judged,
-        cases=tuple(judged.cases[i] for i in chosen),
-        runs=tuple(tuple(of[i] for i in chosen) for of in judged.runs),
-    )
-
-
-def _shuffled(cases: Sequence[Case], rng: np.random.Generator) -> tuple[list[str], Floats]:
-    groups = sorted({c.group for c in cases})
-    return groups, rng.random(len(groups))
-
-
 def answers(
     judged: Judged,
     pictures: Pictures,
