@@ -12,7 +12,7 @@ from tests.fake import tiny_recipe, write_busi
 
 from sonobreast.data.cohort import Sources
 from sonobreast.errors import SonobreastError
-from sonobreast.inspection.evaluate import evaluate_runs, find_runs
+from sonobreast.inspection.evaluate import evaluate_runs, find_runs, own_predictions
 from sonobreast.records import read_json, read_table
 from sonobreast.training.study import run_study
 
@@ -89,6 +89,22 @@ def test_a_normal_image_without_a_mask_has_no_lesion(study: tuple[Path, Path], o
     normal = sum(r["label"] == "normal" for r in read_table(tmp_path / "e" / "predictions.csv"))
     assert sizes["no lesion"] == normal > 0
     assert "not known" not in sizes
+
+
+def test_folds_count_alike_in_what_the_runs_said_of_their_own_images(tmp_path: Path) -> None:
+    """An ensemble of two networks in one fold and of one in the other: the second fold is half of the mean."""
+    malignant = {("A", 0): 0.2, ("B", 0): 0.4, ("A", 1): 0.9}
+    runs = []
+    for (architecture, fold), p in malignant.items():
+        runs.append(tmp_path / f"{architecture}-{fold}")
+        row = {"run": runs[-1].name, "architecture": architecture, "optimizer": "adam", "repeat": 0, "fold": fold}
+        row |= {"seed": 0, "subset": "validation", "image": "i.png", "group": "g", "label": "benign"}
+        row |= {"predicted": "benign", "p_benign": 1.0 - p, "p_malignant": p, "schema_version": 1}
+        runs[-1].mkdir()
+        pd.DataFrame([row]).to_csv(runs[-1] / "predictions.csv", index=False)
+    own = own_predictions(runs, "validation")
+    assert own["image"].tolist() == ["i.png"]
+    assert own["p_malignant"].to_numpy() == pytest.approx([(0.3 + 0.9) / 2])
 
 
 def test_no_images_leaves_the_masks_out(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
