@@ -13,6 +13,7 @@ from tests.fake import tiny_recipe, write_busi
 from sonobreast.data.cohort import Sources
 from sonobreast.errors import SonobreastError
 from sonobreast.inspection.evaluate import evaluate_runs, find_runs, own_predictions
+from sonobreast.inspection.judges import models_of
 from sonobreast.records import read_json, read_table
 from sonobreast.training.study import run_study
 
@@ -161,6 +162,16 @@ def test_labels_of_ones_own_are_mapped(study: tuple[Path, Path], other: Path, tm
         configuration="frozen:test_resnet-adam",
     )
     assert read_json(tmp_path / "e" / "external.json")["external"]["malignant"] > 0
+
+
+def test_a_run_that_is_given_twice_counts_once(study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = study
+    every = find_runs([out], "joint:test_resnet-adam")
+    monkeypatch.chdir(out.parent)
+    again = Path(out.name) / "runs" / every[0].name
+    assert find_runs([out, again], "joint:test_resnet-adam") == every
+    [model] = models_of([out, again], ["joint:test_resnet-adam"])
+    assert list(model.runs) == every
 
 
 def test_a_configuration_has_to_be_named(study: tuple[Path, Path], tmp_path: Path) -> None:

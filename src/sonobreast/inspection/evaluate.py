@@ -94,7 +94,10 @@ def find_runs(given: Sequence[Path], configuration: str | None) -> list[Path]:
                 remedy="name one of these",
             )
         runs += of[name]
-    return runs
+    once: dict[Path, Path] = {}
+    for run in runs:
+        once.setdefault(run.resolve(), run)  # given twice is not trained twice
+    return list(once.values())
 
 
 def members(study: Path, finished: Mapping[str, Path]) -> list[Path]:

@@ -113,7 +113,7 @@ def models_of(given: Sequence[Path], configurations: Sequence[str] | None = None
         for run in inside:
             settings = read_config(run)["run"]
             key = (run.resolve().parent.parent, f"{settings['architecture']}-{settings['optimizer']}")
-            if run not in found.setdefault(key, []):
+            if run.resolve() not in (r.resolve() for r in found.setdefault(key, [])):
                 found[key].append(run)
             titles[key] = configuration_title(settings["architecture"], settings["optimizer"])
         if {ENSEMBLE, _ENSEMBLE} & set(configurations or ()):
