@@ -67,6 +67,18 @@ Labels = Annotated[
     typer.Option("--labels", metavar="FILE", help="Which class each label is: CSV (label,class) or YAML."),
 ]
 NoImages = Annotated[bool, typer.Option("--no-images", help="Leave images of the data set out of figures and report.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of a study.")]
+SeveralRuns = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of studies.")]
+Configuration = Annotated[
+    str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
+]
+Configurations = Annotated[
+    list[str] | None,
+    typer.Option("--configuration", metavar="NAME", help="Only this one, such as MobileNetV2-adam; repeatable."),
+]
+Judged = Annotated[str, typer.Option("--subset", help="Which of the study's own images: test or validation.")]
+Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
+Limit = Annotated[int, typer.Option(help="Images at most, drawn by class and group; 0: all.")]
 
 
 def _version(value: bool) -> None:
@@ -349,12 +361,10 @@ def _run(recipe: Recipe, sources: Sources, weights: str, out: Path, *, images: b
 
 @app.command()
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of a study.")],
+    runs: Runs,
     data: DataFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder for tables, figures and report.html.")],
-    configuration: Annotated[
-        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
-    ] = None,
+    configuration: Configuration = None,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Go on where images are also in the study's own set.")
     ] = False,
@@ -384,24 +394,16 @@ def evaluate(
     say_report(report)
 
 
-Configurations = Annotated[
-    list[str] | None,
-    typer.Option("--configuration", metavar="NAME", help="Only this one, such as MobileNetV2-adam; repeatable."),
-]
-Judged = Annotated[str, typer.Option("--subset", help="Which of the study's own images: test or validation.")]
-Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
-
-
 @app.command()
 def stress(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of studies.")],
+    runs: SeveralRuns,
     data: DataFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder for stress.html, stress.csv and stress.json.")],
     configuration: Configurations = None,
     kinds: Annotated[
         list[str] | None, typer.Option("--kinds", metavar="KIND", help="Only this corruption; repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Images at most, drawn by class and group; 0: all.")] = 80,
+    limit: Limit = 80,
     subset: Judged = "test",
     seed: Seed = 0,
     exclude: Exclude = None,
@@ -433,11 +435,11 @@ def stress(
 
 @app.command()
 def shortcuts(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of studies.")],
+    runs: SeveralRuns,
     data: DataFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder for shortcuts.html, shortcuts.csv and shortcuts.json.")],
     configuration: Configurations = None,
-    limit: Annotated[int, typer.Option(help="Images at most, drawn by class and group; 0: all.")] = 400,
+    limit: Limit = 400,
     subset: Judged = "test",
     seed: Seed = 0,
     exclude: Exclude = None,
@@ -468,12 +470,10 @@ def shortcuts(
 
 @app.command()
 def domain(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of a study.")],
+    runs: Runs,
     data: Annotated[Path, typer.Option("--data", help="The data set that the runs were trained on.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for tables, statistics and domain.html.")],
-    configuration: Annotated[
-        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
-    ] = None,
+    configuration: Configuration = None,
     other: Annotated[
         list[Path] | None, typer.Option("--other", metavar="DIR", help="Another hospital's data set; repeatable.")
     ] = None,
@@ -509,9 +509,7 @@ def explain(
     data: Annotated[
         Path | None, typer.Option("--data", help="A data set instead; maps are scored where it has masks.")
     ] = None,
-    configuration: Annotated[
-        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
-    ] = None,
+    configuration: Configuration = None,
     target: Annotated[
         str | None, typer.Option("--target", metavar="CLASS", help="Class to explain, or predicted; else malignant.")
     ] = None,
@@ -636,11 +634,9 @@ def plan(
 
 @app.command()
 def export(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of a study.")],
+    runs: Runs,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder to be written.")],
-    configuration: Annotated[
-        str | None, typer.Option("--configuration", metavar="NAME", help="Of a study, such as MobileNetV2-adam.")
-    ] = None,
+    configuration: Configuration = None,
     variants: Annotated[
         str, typer.Option("--variants", metavar="LIST", help="int8,float16: also smaller forms, if they decide alike.")
     ] = "",

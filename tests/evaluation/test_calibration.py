@@ -112,6 +112,25 @@ def test_the_interval_of_ece_covers_where_percentiles_do_not() -> None:
     assert 0 < off.low < truth < off.high
 
 
+def test_luck_does_not_make_the_calibration_error_sure_to_be_small() -> None:
+    """Scores above the median are too low, those below too high; resamples of a set that hides it are not believed."""
+
+    def drawn(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        s = 1.0 - 0.5 * rng.beta(1, 2, n)
+        return s, rng.random(n) < np.clip(s + 0.12 * np.sign(s - np.median(s)), 0.0, 1.0)
+
+    true = expected_calibration_error(*drawn(200_000, np.random.default_rng(99)))
+    codes = np.arange(150)
+    held = []
+    for seed in range(40):
+        s, y = drawn(150, np.random.default_rng(seed))
+        chance = ece_if_calibrated([s], codes, simulations=100)[1]
+        found = ece_interval([s], [y], codes, chance, resamples=200)
+        assert found.low <= found.estimate < found.high
+        held.append(found.low <= true <= found.high)
+    assert sum(held) >= 36
+
+
 def test_the_metrics_of_a_study() -> None:
     found = calibration_metrics(recalibrated(predictions(images=180, folds=3, seeds=(0, 1), group_of=2)), resamples=100)
     assert found["reason"] == ""

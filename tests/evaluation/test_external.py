@@ -217,6 +217,19 @@ def test_local_cases_mend_a_shift_and_spoil_nothing_that_is_right() -> None:
     assert curve[320] == pytest.approx(kept[0], abs=0.02)
 
 
+def test_the_curve_says_how_many_images_whole_groups_bring() -> None:
+    table = cases(90, 1.5, seed=3)
+    rows = recalibration(table.assign(group=[f"g{i // 15}" for i in range(90)]), draws=10)
+    assert [(r["n"], r["used"], r["judged"]) for r in rows] == [(0, 0, 90), (10, 15, 75), (20, 30, 60), (40, 45, 45)]
+    # one patient of 40 images is 40 cases, whatever was asked for; and of two of them too few would remain
+    table = cases(100, 1.5, seed=3)
+    rows = recalibration(table.assign(group=[f"g{i // 40}" for i in range(80)] + ["g1"] * 20), draws=10)
+    assert [r["n"] for r in rows] == [0, 10]
+    assert rows[1]["judged"] + rows[1]["used"] == 100
+    rows = recalibration(table.assign(group=["g0"] * 85 + [f"h{i}" for i in range(15)]), draws=40)
+    assert all(r["judged"] >= 20 for r in rows)
+
+
 def test_few_images_give_no_curve() -> None:
     assert [r["n"] for r in recalibration(cases(25, 1.0), draws=10)] == [0]
     assert [r["n"] for r in recalibration(cases(45, 1.0), draws=10)] == [0, 10, 20]

@@ -137,3 +137,14 @@ def test_a_map_that_hardly_changes_is_marked() -> None:
     assert (a["spearman"], a["unchanged"], a["vanished"]) == (pytest.approx(0.6), True, 0)
     assert (b["unchanged"], b["vanished"]) == (False, 1)
     assert sanity_figures([]) == []
+
+
+def test_gains_before_and_after_are_of_the_same_images() -> None:
+    """A map that vanished has no gain: the trained one of that image is then no part of the comparison, either."""
+    row = {"method": "gradcam", "step": "all", "spearman": 0.1, "ssim": 0.1}
+    given = [row | {"gain": 0.1, "gain_trained": 0.2}, row | {"gain": np.nan, "gain_trained": 0.8}]
+    [found] = sanity_figures(given)
+    assert (found["gain"], found["gain_trained"]) == (pytest.approx(0.1), pytest.approx(0.2))
+    [none] = sanity_figures(given[1:])
+    assert np.isnan(none["gain"])
+    assert np.isnan(none["gain_trained"])

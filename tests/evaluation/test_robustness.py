@@ -111,6 +111,37 @@ def test_the_binned_error_is_that_of_the_report() -> None:
     assert "ece" not in few["models"][0]["clean"]
 
 
+def test_the_rise_of_the_calibration_error_holds_the_true_one() -> None:
+    """Clean answers are right as often as they say, corrupted ones .15 less often: the true error rises by .15."""
+    held = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        sure, u = 1.0 - 0.4 * rng.beta(1, 2, 400), rng.random(400)
+        rows = []
+        for kind, strength, less in ((CLEAN, 0, 0.0), ("blur", 1, 0.15)):
+            right = u < sure - less
+            p = np.where(right, sure, 1.0 - sure)  # of malignant, which all are: below .5 the decision is wrong
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "model": "m",
+                        "kind": kind,
+                        "strength": strength,
+                        "label": "malignant",
+                        "image": [f"i{i:03d}" for i in range(400)],
+                        "group": [f"g{i:03d}" for i in range(400)],
+                        "p_benign": 1.0 - p,
+                        "p_malignant": p,
+                    }
+                )
+            )
+        drop = analyse(pd.concat(rows), resamples=200, seed=seed)["models"][0]["mean_drop"]["ece"]
+        assert drop["method"] == "cluster bootstrap basic"
+        assert drop["low"] <= drop["estimate"] <= drop["high"]
+        held.append(drop["low"] <= 0.15 <= drop["high"])
+    assert sum(held) >= 14
+
+
 def test_pairs_are_narrower_than_two_models_apart() -> None:
     a, b = noisy("a", 150, 0.5, 1)[0], noisy("b", 150, 0.2, 2)[0]
     found = analyse(pd.concat([a, b]), resamples=400)

@@ -64,6 +64,38 @@ def test_features_do_not_depend_on_the_batch(tiny_weights: Path, name: str) -> N
         assert np.allclose(v[3], alone[k][0], rtol=1e-4, atol=1e-5)
 
 
+def test_nobody_judges_what_was_made_of_a_scan_that_it_learnt(tiny_weights: Path, tmp_path: Path) -> None:
+    data = write_busi(tmp_path / "own", {"benign": 14, "malignant": 12, "normal": 10})
+    recipe = tiny_recipe(
+        {
+            "data.subsample": None,
+            "split": {"kind": "kfold", "folds": 2, "validation": 0.3},
+            "model.architectures": ["test_resnet"],
+            "training.epochs": 1,
+            "training.optimizers": ["adam"],
+            "preprocess.size": 48,
+        }
+    )
+    run_study(recipe, data, str(tiny_weights), tmp_path / "study", images=False)
+    judge_domain([tmp_path / "study"], data, tmp_path / "d", per_kind=6)
+    tested = {
+        (run.name, r["group"])
+        for run in find_runs([tmp_path / "study"], None)
+        for r in read_table(run / "predictions.csv")
+        if r["subset"] == "test"
+    }
+    rows = [
+        r for r in read_table(tmp_path / "d" / "domain.csv") if r["features"] == "pooled" and r["set"] == "outsider"
+    ]
+    made = [r for r in rows if "scan" in r["kind"]]
+    assert {(r["run"], r["group"]) for r in made} <= tested
+    assert len(made) == 12  # six scans, two kinds, each by the run that tested it
+    assert len([r for r in rows if r["kind"] == "blank"]) == 2 * 6
+    figures = read_json(tmp_path / "d" / "domain.json")["detectors"]["pooled"]["outsiders"]["scan upside down"]
+    assert figures["images"] == 6
+    assert figures["auc"]["estimate"] is not None
+
+
 def test_the_command_leaves_figures_a_page_and_small_statistics(
     study: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,8 @@ from tests.fake import tiny_recipe, write_busi
 
 from sonobreast.data.cohort import Sources
 from sonobreast.errors import SonobreastError
-from sonobreast.inspection.evaluate import evaluate_runs, find_runs
+from sonobreast.inspection.evaluate import evaluate_runs, find_runs, own_predictions
+from sonobreast.inspection.judges import models_of
 from sonobreast.records import read_json, read_table
 from sonobreast.training.study import run_study
 
@@ -77,6 +78,36 @@ def test_another_set_gets_tables_and_a_page(study: tuple[Path, Path], other: Pat
     assert all((tmp_path / "e" / "masks" / Path(r["image"]).with_suffix(".png")).is_file() for r in rows)
 
 
+def test_a_normal_image_without_a_mask_has_no_lesion(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
+    shutil.copytree(other, tmp_path / "data")
+    for mask in (tmp_path / "data" / "normal").glob("*_mask*.png"):
+        mask.unlink()
+    [run, *_] = find_runs([study[0]], "frozen:test_resnet-adam")
+    evaluate_runs([run], Sources(tmp_path / "data"), tmp_path / "e", images=False)
+    sizes = {
+        r["value"]: r["images"] for r in read_json(tmp_path / "e" / "external.json")["subgroups"] if r["by"] == "size"
+    }
+    normal = sum(r["label"] == "normal" for r in read_table(tmp_path / "e" / "predictions.csv"))
+    assert sizes["no lesion"] == normal > 0
+    assert "not known" not in sizes
+
+
+def test_folds_count_alike_in_what_the_runs_said_of_their_own_images(tmp_path: Path) -> None:
+    """An ensemble of two networks in one fold and of one in the other: the second fold is half of the mean."""
+    malignant = {("A", 0): 0.2, ("B", 0): 0.4, ("A", 1): 0.9}
+    runs = []
+    for (architecture, fold), p in malignant.items():
+        runs.append(tmp_path / f"{architecture}-{fold}")
+        row = {"run": runs[-1].name, "architecture": architecture, "optimizer": "adam", "repeat": 0, "fold": fold}
+        row |= {"seed": 0, "subset": "validation", "image": "i.png", "group": "g", "label": "benign"}
+        row |= {"predicted": "benign", "p_benign": 1.0 - p, "p_malignant": p, "schema_version": 1}
+        runs[-1].mkdir()
+        pd.DataFrame([row]).to_csv(runs[-1] / "predictions.csv", index=False)
+    own = own_predictions(runs, "validation")
+    assert own["image"].tolist() == ["i.png"]
+    assert own["p_malignant"].to_numpy() == pytest.approx([(0.3 + 0.9) / 2])
+
+
 def test_no_images_leaves_the_masks_out(study: tuple[Path, Path], other: Path, tmp_path: Path) -> None:
     evaluated(study[0], other, tmp_path / "e", configuration="joint:test_resnet-adam", images=False)
     assert not (tmp_path / "e" / "masks").exists()
@@ -131,6 +162,16 @@ def test_labels_of_ones_own_are_mapped(study: tuple[Path, Path], other: Path, tm
         configuration="frozen:test_resnet-adam",
     )
     assert read_json(tmp_path / "e" / "external.json")["external"]["malignant"] > 0
+
+
+def test_a_run_that_is_given_twice_counts_once(study: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = study
+    every = find_runs([out], "joint:test_resnet-adam")
+    monkeypatch.chdir(out.parent)
+    again = Path(out.name) / "runs" / every[0].name
+    assert find_runs([out, again], "joint:test_resnet-adam") == every
+    [model] = models_of([out, again], ["joint:test_resnet-adam"])
+    assert list(model.runs) == every
 
 
 def test_a_configuration_has_to_be_named(study: tuple[Path, Path], tmp_path: Path) -> None:

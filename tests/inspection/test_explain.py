@@ -168,6 +168,36 @@ def test_randomised_weights_are_the_same_values_elsewhere(tiny_weights: Path) ->
     )
 
 
+def test_what_comes_before_randomised_weights_stays_as_it_was_trained(tiny_weights: Path) -> None:
+    network = linear(tiny_weights)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    for norm in norms:  # statistics of a whole training set are not those of a few images
+        torch.nn.init.constant_(norm.running_mean, 0.3)
+    given, kept, new = images(), [], []
+    for step in STEPS:
+        other = randomised(network, step, given)
+        own = [m for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        same = [torch.equal(a.running_mean, b.running_mean) for a, b in zip(norms, own, strict=True)]
+        kept.append(sum(same))
+        new.append(len(same) - sum(same))
+        assert torch.equal(other.backbone(given), network.backbone(given)) == (step == "head")
+    assert new[0] == 0
+    assert kept[1] > 0 < new[1]
+    assert kept[2] == 0
+
+
+def test_of_a_cut_network_only_what_is_used_is_randomised(tiny_weights: Path) -> None:
+    network = linear(tiny_weights / "partial")
+    used = network.backbone.used_tensors()
+    named = dict(network.backbone.network.named_parameters())
+    assert set(named) - set(used)
+    own = dict(randomised(network, "head and upper half", images()).backbone.network.named_parameters())
+    changed = {k for k, p in named.items() if not torch.equal(own[k], p)}
+    assert changed
+    assert changed < set(used)
+
+
 def test_the_command_scores_the_test_images_of_each_fold(study: tuple[Path, Path], tmp_path: Path) -> None:
     out, data = study
     arguments = ["explain", out, "--data", data, "--out", tmp_path / "e", "--methods", "gradcam,mask", "--limit", "6"]
@@ -194,6 +224,33 @@ def test_the_command_scores_the_test_images_of_each_fold(study: tuple[Path, Path
     page = (tmp_path / "e" / "explain.html").read_text(encoding="utf-8")
     assert "http" not in page
     assert "Does the map lie on the lesion?" in page
+
+
+def test_nobody_explains_what_it_learnt_whatever_the_files_are_called(study: tuple[Path, Path], tmp_path: Path) -> None:
+    out, data = study
+    names = {}
+    for label in ("benign", "malignant", "normal"):
+        (tmp_path / "moved" / label).mkdir(parents=True)
+        for i, file in enumerate(sorted(f for f in (data / label).glob("*.png") if "_mask" not in f.name)):
+            shutil.copy(file, tmp_path / "moved" / label / f"scan-{i}.png")
+            names[f"{label}/scan-{i}.png"] = f"{label}/{file.name}"
+    learnt = {
+        (run.name, r["image"])
+        for run in find_runs([out], None)
+        for r in read_table(run / "predictions.csv")
+        if r["subset"] != "test"
+    }
+    said: list[str] = []
+    run = find_runs([out], None)[0]
+    explain_runs(run, tmp_path / "one", data=tmp_path / "moved", methods=("mask",), limit=100, say=said.append)
+    rows = read_table(tmp_path / "one" / "explanations.csv")
+    assert len({r["image"] for r in rows}) == len(names) - sum(r == run.name for r, _ in learnt)
+    assert not {(r["run"], names[r["image"]]) for r in rows} & learnt
+    assert any("no run that was given has tested them" in text for text in said)
+    other = write_busi(tmp_path / "other", seed=7)  # the very same names, other pictures
+    explain_runs(run, tmp_path / "two", data=other, methods=("mask",), limit=100)
+    rows = read_table(tmp_path / "two" / "explanations.csv")
+    assert len({r["image"] for r in rows}) == len(names)
 
 
 def test_the_same_seed_gives_the_same_pictures(study: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from sonobreast.data.cohort import Sources
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.shortcuts import COLUMNS
 from sonobreast.inspection import judges
-from sonobreast.inspection.judges import appoint, drawn, models_of
+from sonobreast.inspection.judges import appoint, models_of
+from sonobreast.inspection.sample import drawn
 from sonobreast.inspection.shortcuts import PARTS, find_shortcuts
 from sonobreast.inspection.stress import stress_runs
 from sonobreast.records import read_json, read_table

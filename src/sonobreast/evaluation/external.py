@@ -30,6 +30,7 @@ from sonobreast.evaluation.subgroups import rows as subgroup_rows
 SENSITIVITY = 0.95
 RECALIBRATED_ON = (10, 20, 40, 80, 160, 320)
 _DRAWS = 200
+_LEFT = 20  # images that have to remain for judging
 _PRIOR = (2.0, 0.5)  # spread of intercept and slope around 0 and 1
 _METRICS = ("auc_malignant", "sensitivity_malignant", "specificity_malignant", "brier")
 
@@ -207,23 +208,25 @@ def fit_recalibration(score: Floats, malignant: Floats) -> tuple[float, float]:
 def recalibration(table: pd.DataFrame, *, draws: int = _DRAWS, seed: int = 0) -> list[dict[str, Any]]:
     """What recalibrating on n local cases does to the probabilities of the others: a curve over n.
 
-    Whole groups are drawn until n cases are reached; the rest of the images is judged. At least 20 images have to
-    remain.
+    Whole groups are drawn until n cases are reached; the rest of the images is judged. Draws of which fewer than 20
+    images remain are left out.
 
     Returns
     -------
     list of dict
-        ``n`` (0: as it is), ``log_loss`` and ``brier`` (each mean, and 2.5 and 97.5 percentiles over the draws: the
-        spread of the choice of cases, no interval for other hospitals), ``judged`` (mean number of images).
+        ``n`` (0: as it is), ``used`` (images that the groups drawn hold, mean: a last large group goes beyond n; the
+        next n is left out where it would use the same images), ``log_loss`` and ``brier`` (each mean, and 2.5 and 97.5
+        percentiles over the draws: the spread of the choice of cases, no interval for other hospitals), ``judged``
+        (mean number of images).
     """
     p = table["p_malignant"].to_numpy(float).clip(1e-6, 1 - 1e-6)
     y: Floats = (table["label"] == "malignant").to_numpy().astype(np.float64)
     codes, _ = group_codes(table["group"].to_numpy(), len(table))
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(int(codes.max()) + 1) for _ in range(draws)]
-    rows = [{"n": 0, "judged": len(table), **_losses([(p, y)])}]
+    rows: list[dict[str, Any]] = [{"n": 0, "used": 0.0, "judged": len(table), **_losses([(p, y)])}]
     for n in RECALIBRATED_ON:
-        if n > len(table) - 20 or n > len(table) // 2:
+        if n > len(table) - _LEFT or n > len(table) // 2:
             break
         judged = []
         for order in orders:
@@ -232,12 +235,13 @@ def recalibration(table: pd.DataFrame, *, draws: int = _DRAWS, seed: int = 0) ->
             sizes = np.bincount(codes, minlength=len(order))[order]
             taken = int(np.searchsorted(np.cumsum(sizes), n)) + 1
             local = rank[codes] < taken
-            if local.all():
+            if (~local).sum() < _LEFT:
                 continue
             a, b = fit_recalibration(p[local], y[local])
             judged.append((expit(a + b * logit(p[~local])), y[~local]))
-        if judged:
-            rows.append({"n": n, "judged": float(np.mean([len(q) for q, _ in judged])), **_losses(judged)})
+        left = float(np.mean([len(q) for q, _ in judged])) if judged else math.nan
+        if left < rows[-1]["judged"]:
+            rows.append({"n": n, "used": len(table) - left, "judged": left, **_losses(judged)})
     return rows
 
 

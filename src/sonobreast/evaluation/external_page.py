@@ -57,8 +57,8 @@ def figures_plot(frame: pd.DataFrame) -> Figure:
 
 
 def recalibration_frame(found: Mapping[str, Any]) -> pd.DataFrame:
-    """``n, mean, low, high`` of the log loss."""
-    rows = [{"n": r["n"], **r["log_loss"]} for r in found["recalibration"]]
+    """``n, mean, low, high`` of the log loss; ``n`` are the cases that were used, on average over the draws."""
+    rows = [{"n": r["used"], **r["log_loss"]} for r in found["recalibration"]]
     return pd.DataFrame(rows).astype(float)
 
 

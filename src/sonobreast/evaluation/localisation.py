@@ -229,15 +229,17 @@ def sanity_figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        The same, averaged over what is defined, with ``images``, ``vanished`` (maps that do not vary any more, of which
-        nothing can be said) and ``unchanged`` (mean rank correlation of at least `UNCHANGED`).
+        The same, averaged over what is defined (both gains over the images that have both), with ``images``,
+        ``vanished`` (maps that do not vary any more, of which nothing can be said) and ``unchanged`` (mean rank
+        correlation of at least `UNCHANGED`).
     """
     found = []
     table = pd.DataFrame(rows)
     if table.empty:
         return []
     for (method, step), part in table.groupby(["method", "step"], sort=False):
-        means = {k: float(part[k].mean()) for k in ("spearman", "ssim", "gain", "gain_trained")}
+        means = {k: float(part[k].mean()) for k in ("spearman", "ssim")}
+        means |= {str(k): float(v) for k, v in part[["gain", "gain_trained"]].dropna().mean().items()}
         found.append(
             {
                 "method": method,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -55,7 +56,8 @@ def analyse(answers: pd.DataFrame, *, resamples: int = 1000, level: float = 0.95
 
     ``ece`` is the expected calibration error of the decided class over equal-mass bins
     (`sonobreast.evaluation.calibration.expected_calibration_error`), of 40 images or more; its bins stay under
-    resampling, and its interval is the basic one.
+    resampling, and its interval is the basic one; so are those of its drops. A drop of it is too small by what chance
+    alone gives the clean images (`sonobreast.evaluation.calibration.ece_if_calibrated`): the corrupted ones have less.
 
     The **mean drop** of a metric is the mean over all kinds and strengths of its loss against the clean images: clean
     minus corrupted for AUC and accuracy, corrupted minus clean for the others.
@@ -149,11 +151,21 @@ class _About:
             share=metric in _SHARES,
         )
 
+    def to_subtract(self, cell: Cell, metric: str) -> Draws:
+        """The draws that differences are made of; of the ECE mirrored at the estimate: quantiles are then basic limits.
+
+        Resampling adds to an ECE, and to the one of the clean images more than to a bad one. In simulations of 400
+        cases, calibrated when clean, percentile limits of the drop held the true one in .32 of the sets, basic ones in
+        .80; of clean images with an ECE of .08 in .91 and .97.
+        """
+        drawn = self.draws[cell, metric]
+        return drawn if metric != "ece" else Draws(drawn.estimate, 2 * drawn.estimate - drawn.resampled, None)
+
     def drop(self, model: str, conditions: Sequence[tuple[str, int]], metric: str) -> Draws:
         """Mean loss over conditions against the clean images."""
         sign = 1.0 if metric in _HIGHER_IS_BETTER else -1.0
-        clean = self.draws[(model, CLEAN, 0), metric]
-        worse = [self.draws[(model, k, s), metric] for k, s in conditions]
+        clean = self.to_subtract((model, CLEAN, 0), metric)
+        worse = [self.to_subtract((model, k, s), metric) for k, s in conditions]
         estimate = sign * (clean.estimate - float(np.mean([w.estimate for w in worse])))
         resampled = sign * (clean.resampled - np.mean([w.resampled for w in worse], axis=0))
         return Draws(estimate, resampled, None)
@@ -161,6 +173,9 @@ class _About:
     def interval(self, draws: Draws, metric: str) -> Interval:
         """Of a difference; one of accuracies that never varies gets the reach that so few groups leave open."""
         found = limits(draws, level=self.level, method="percentile", n=len(self.codes), groups=self.groups)
+        if metric == "ece" and found.method.startswith("cluster"):
+            ends = min(found.low, found.estimate), max(found.high, found.estimate)
+            return replace(found, low=ends[0], high=ends[1], method="cluster bootstrap basic")
         return without_spread(found, self.groups) if found.note == FLAT and metric == "accuracy" else found
 
 
@@ -224,7 +239,7 @@ def _pairs(
     for a, b in combinations(models, 2):
         row: dict[str, Any] = {"a": a, "b": b, "clean": {}, "mean_drop": {}}
         for m in metrics:
-            cleans = [about.draws[(x, CLEAN, 0), m] for x in (a, b)]
+            cleans = [about.to_subtract((x, CLEAN, 0), m) for x in (a, b)]
             drops = [about.drop(x, conditions, m) for x in (a, b)]
             for name, (one, other) in (("clean", cleans), ("mean_drop", drops)):
                 gap = Draws(one.estimate - other.estimate, one.resampled - other.resampled, None)

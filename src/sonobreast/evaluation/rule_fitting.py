@@ -167,7 +167,7 @@ def fit_rule(
         calibrates = np.ones(test.n, bool)
         source = (
             f"test images of {folds} folds, each scored by networks that have neither trained nor stopped on it; "
-            f"shipped is the mean of {runs} networks, so that the coverage is expected, not guaranteed"
+            "shipped is the mean of the networks of all folds, so that the coverage is expected, not guaranteed"
         )
     else:
         if len(names) < 2:

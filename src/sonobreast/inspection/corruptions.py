@@ -205,7 +205,8 @@ def _speckle(image: U8, decibels: float, rng: np.random.Generator) -> U8:
         shifts = range(-(len(weights) // 2), len(weights) // 2 + 1)
         rolled = [np.float32(w) * np.roll(noise, s, axis) for w, s in zip(weights, shifts, strict=True)]
         noise = np.asarray(np.sum(rolled, axis=0) / math.hypot(*weights), np.float32)
-    grains = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    grains = np.array(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    grains /= max(float(grains.std()), 1e-6)  # enlarging takes a tenth of their spread
     return _in_decibels(image, np.float32(decibels) * grains)
 
 

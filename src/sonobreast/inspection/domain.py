@@ -31,7 +31,7 @@ from sonobreast.evaluation.domain_figures import COLUMNS, domain_figures
 from sonobreast.evaluation.domain_page import write as write_report
 from sonobreast.evaluation.inspections import examined
 from sonobreast.inspection.evaluate import find_runs, name_of
-from sonobreast.inspection.outsiders import KINDS, Outsider, drawn, from_scans, photographs_at_hand
+from sonobreast.inspection.outsiders import KINDS, SCAN_KINDS, Outsider, drawn, from_scans, photographs_at_hand
 from sonobreast.models.classical import Handcrafted
 from sonobreast.models.zoo import Backbone, stage_levels, why_no_decoder
 from sonobreast.records import Case, atomic, read_table, write_json, write_table
@@ -237,12 +237,15 @@ def judge_domain(
             domains, features, network = training_domains(run, found, accept=accept, progress=tell)
             fitted[run.name] = domains
             settings = load_run(run)[1].preprocess
-            seen = _prepared(outsiders, settings, prepared, tell)
             tested = [r for r in _rows(run) if r["subset"] == "test"]
+            own = {r["group"] for r in tested}
+            # Nobody judges what was made of a scan that it has learnt.
+            mine = [i for i, o in enumerate(outsiders) if o.kind not in SCAN_KINDS or o.group in own]
+            seen = _prepared(outsiders, settings, prepared, tell)[mine]
             rows += _judged(
                 run, domains, features["test"], [("test", r["label"], r["image"], r["group"]) for r in tested]
             )
-            named = [("outsider", o.kind, f"{o.kind}/{i}", o.group) for i, o in enumerate(outsiders)]
+            named = [("outsider", outsiders[i].kind, f"{outsiders[i].kind}/{i}", outsiders[i].group) for i in mine]
             rows += _judged(run, domains, domain_features(network, settings.scaling, seen), named)
             for name, other in others_found.items():
                 cases = other.cases
@@ -314,7 +317,7 @@ def _own_cases(run: Path, found: Manifest, names: Sequence[str]) -> list[Case]:
 
 
 def _outsiders(runs: Sequence[Path], found: Manifest, n: int, seed: int) -> list[Outsider]:
-    """``n`` of each kind; those made from scans take test scans of the runs, not two of one group where it can be."""
+    """``n`` of each kind; those made from scans take test scans of the runs, one of a group, as many as there are."""
     tested = {r["image"]: r["group"] for run in runs for r in _rows(run) if r["subset"] == "test"}
     paths = {c.image: found.path(c) for c in found.cases}
     names = sorted(set(tested) & set(paths))
@@ -323,7 +326,7 @@ def _outsiders(runs: Sequence[Path], found: Manifest, n: int, seed: int) -> list
     scans = [decode(paths[name]) for name in first]
     made: list[Outsider] = []
     for kind in KINDS:
-        if kind in ("negative of a scan", "scan upside down"):
+        if kind in SCAN_KINDS:
             made += from_scans(kind, scans, [tested[name] for name in first])
         else:
             made += drawn(kind, n, seed=seed)

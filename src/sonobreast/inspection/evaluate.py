@@ -26,6 +26,7 @@ from sonobreast.evaluation.ensemble import KEY as ENSEMBLE_KEY
 from sonobreast.evaluation.external import analyse, averaged
 from sonobreast.evaluation.external_page import write as write_report
 from sonobreast.evaluation.predictions import configuration_title, read_predictions
+from sonobreast.evaluation.rule_fitting import shipped_together
 from sonobreast.evaluation.segmentation import mask_row
 from sonobreast.evaluation.segmentation_summary import read_segmentation, segmentation_metrics
 from sonobreast.inspection.predict import Predicted, predict
@@ -93,7 +94,10 @@ def find_runs(given: Sequence[Path], configuration: str | None) -> list[Path]:
                 remedy="name one of these",
             )
         runs += of[name]
-    return runs
+    once: dict[Path, Path] = {}
+    for run in runs:
+        once.setdefault(run.resolve(), run)  # given twice is not trained twice
+    return list(once.values())
 
 
 def members(study: Path, finished: Mapping[str, Path]) -> list[Path]:
@@ -199,10 +203,8 @@ def evaluate_runs(
 
         predicted = predict(runs, cohort.manifest.root, cases, take_mask=take_mask, progress=tell)
         table = _table(cases, predicted, cohort)
-        own = pd.concat([read_predictions(run / "predictions.csv") for run in runs])
-        internal = averaged(own[own["subset"] == "test"])
         tell("figures", 0, 0)
-        found = analyse(table, internal, averaged(own[own["subset"] == "validation"]))
+        found = analyse(table, own_predictions(runs, "test"), own_predictions(runs, "validation"))
         manifests.write(out / "manifest.csv", cohort.manifest)
         group_files.write(out / "groups.csv", cohort.members)
         shown = table[["image", "group", "label", "predicted", *(f"p_{c}" for c in classes)]].to_dict("records")
@@ -226,6 +228,16 @@ def evaluate_runs(
         content = {"about": about, **found, "segmentation": masks, "environment": record()}
         write_json(out / "external.json", content)
         return write_report(out, content)
+
+
+def own_predictions(runs: Sequence[Path], subset: str) -> pd.DataFrame:
+    """What the runs said together of their study's own images of a subset, one row an image.
+
+    Each image is scored by the runs that hold it in this subset; folds count alike, in a fold its configurations, of
+    those their seeds, as in `sonobreast.inspection.predict.shares`.
+    """
+    own = shipped_together([read_predictions(run / "predictions.csv") for run in runs])
+    return averaged(own[own["subset"] == subset])
 
 
 def _check_labels(cases: Sequence[Case], classes: Sequence[str], root: Path) -> None:
@@ -267,7 +279,8 @@ def _table(cases: Sequence[Case], predicted: Predicted, cohort: Cohort) -> pd.Da
     """One row an image: prediction, and what the subgroups need."""
     rows = []
     for case, p in zip(cases, predicted.probability, strict=True):
-        truth = true_mask(cohort.manifest.root, case) if case.masks else None
+        # Without a file, too: of a normal image the mask is known, and empty.
+        truth = true_mask(cohort.manifest.root, case)
         rows.append(
             {
                 "image": case.image,

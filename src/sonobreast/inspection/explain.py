@@ -41,6 +41,7 @@ from sonobreast.inspection import attribution
 from sonobreast.inspection.attribution import METHODS, SLOW, Explained, Map, explained, relevance
 from sonobreast.inspection.evaluate import configurations_of, find_runs
 from sonobreast.inspection.failure_maps import draw_failure_maps
+from sonobreast.inspection.judges import Model, own_images
 from sonobreast.inspection.randomised import STEPS, randomised
 from sonobreast.records import atomic, read_table, write_json, write_table
 from sonobreast.training.fit import TrainedNetwork, is_finished, load_run, read_config
@@ -156,7 +157,7 @@ def explain_runs(
             subjects, of_all = _files(images, runs[0], problems), len(images)
         else:
             found = manifests.build(data, progress=lambda done, total: tell("reading images", done, total))
-            subjects, of_all = _of_data(found, runs, seed)
+            subjects, of_all = _of_data(found, runs, seed, speak)
         subjects = subjects[: limit or LIMIT]
         with atomic(out / "config.yaml") as stream:
             stream.write(dump_yaml({"schema_version": 1, "kind": _KIND, "runs": [run.name for run in runs]}))
@@ -252,34 +253,37 @@ def _files(images: Sequence[Path], run: Path, problems: list[str]) -> list[_Subj
     return found
 
 
-def _of_data(found: Manifest, runs: Sequence[Path], seed: int) -> tuple[list[_Subject], int]:
+def _of_data(
+    found: Manifest, runs: Sequence[Path], seed: int, speak: Callable[[str], None]
+) -> tuple[list[_Subject], int]:
     """Images of a data set, in turn of each class and of right and wrong predictions, in an order drawn from the seed.
 
-    Of the data that the runs were trained on each image goes to the run that tested it; images that every run has
-    trained on are left out.
+    Of the data that the runs were trained on, told by their bytes, each image goes to a run that tested it; images that
+    no run has tested are left out.
     """
-    tested: dict[str, tuple[Path, str]] = {}
-    trained: set[str] = set()
-    groups: dict[str, str] = {}
-    for run in runs:
-        for r in read_table(run / "predictions.csv", ("image", "subset", "group", "predicted")):
-            groups[r["image"]] = r["group"]
-            if r["subset"] == "test":
-                tested.setdefault(r["image"], (run, r["predicted"]))
-            else:
-                trained.add(r["image"])
-    own = set(tested) & {c.image for c in found.cases}
+    book = own_images(Model("", tuple(runs)), "test", speak)
+    entries = [book.get(c.sha256, book.get(c.image)) for c in found.cases]
+    own = any(e is not None for e in entries)
+    said = {
+        (run, r["image"]): r["predicted"]
+        for run in runs
+        for r in read_table(run / "predictions.csv", ("image", "subset", "predicted"))
+        if r["subset"] == "test"
+    }
     strata: dict[tuple[str, bool], list[_Subject]] = {}
     order = np.random.default_rng([seed, len(found.cases)]).permutation(len(found.cases))
     for i in order:
-        case = found.cases[i]
-        if own and case.image not in tested:
+        case, entry = found.cases[i], entries[i]
+        if own and (entry is None or not entry.runs):
             continue
-        run, predicted = tested[case.image] if own else (runs[0], "")
+        run, predicted, group = runs[0], "", case.group
+        if entry is not None:
+            run, group = entry.runs[0], entry.group
+            predicted = next(said[run, n] for n in entry.names if (run, n) in said)
         subject = _Subject(
             case.image,
             found.path(case),
-            groups.get(case.image, case.group) if own else case.group,
+            group,
             case.label,
             run,
             predicted,
@@ -294,6 +298,8 @@ def _of_data(found: Manifest, runs: Sequence[Path], seed: int) -> tuple[list[_Su
         )
     lines = [strata[k] for k in sorted(strata)]
     taken = [line[i] for i in range(max(map(len, lines))) for line in lines if i < len(line)]
+    if len(taken) < len(found.cases):
+        speak(f"{len(found.cases) - len(taken)} images are left out: no run that was given has tested them")
     return taken, len(taken)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def models_of(given: Sequence[Path], configurations: Sequence[str] | None = None
         for run in inside:
             settings = read_config(run)["run"]
             key = (run.resolve().parent.parent, f"{settings['architecture']}-{settings['optimizer']}")
-            if run not in found.setdefault(key, []):
+            if run.resolve() not in (r.resolve() for r in found.setdefault(key, [])):
                 found[key].append(run)
             titles[key] = configuration_title(settings["architecture"], settings["optimizer"])
         if {ENSEMBLE, _ENSEMBLE} & set(configurations or ()):
@@ -189,7 +190,7 @@ def appoint(
     def skip(why: str) -> None:
         skipped[why] = skipped.get(why, 0) + 1
 
-    books = [_book(m, subset, speak) for m in models]
+    books = [own_images(m, subset, speak) for m in models]
     copies = _copies(models, cases, books, cohort, tell, speak)
     kept, runs, own = [], [], 0
     for case in cases:
@@ -198,12 +199,12 @@ def appoint(
             skip(f"of a class that the models do not know ({case.label})")
         elif case.image in copies:
             skip("copies of the study's images, changed")
-        elif any(e is not None and not e[0] for e in entries):
+        elif any(e is not None and not e.runs for e in entries):
             skip(f"not {subset} images of the runs that were given")
         else:
-            group = next((e[1] for e in entries if e is not None), case.group)
+            group = next((e.group for e in entries if e is not None), case.group)
             kept.append(case.model_copy(update={"group": group}))
-            runs.append(tuple(m.runs if e is None else e[0] for m, e in zip(models, entries, strict=True)))
+            runs.append(tuple(m.runs if e is None else e.runs for m, e in zip(models, entries, strict=True)))
             own += any(e is not None for e in entries)
     if not kept:
         why = "; ".join(f"{n} {w}" for w, n in skipped.items())
@@ -239,11 +240,26 @@ def _known_groups(study: Path) -> tuple[Path, str] | None:
         return None
 
 
-Entry = tuple[tuple[Path, ...], str]
+class Entry(NamedTuple):
+    """An image of a study's own set: the runs that may judge it, its group, and its names in the study."""
+
+    runs: tuple[Path, ...]
+    group: str
+    names: tuple[str, ...]
 
 
-def _book(model: Model, subset: str, speak: Callable[[str], None]) -> dict[str, Entry]:
-    """Of a study's own images, by digest (by name where the study has no manifest): runs that may judge, and group."""
+def own_images(model: Model, subset: str, speak: Callable[[str], None]) -> dict[str, Entry]:
+    """The images of a study's own set, by the SHA-256 of their files; by name where the study has no manifest.
+
+    Parameters
+    ----------
+    model : Model
+        Runs of one study.
+    subset : str
+        A run may judge the images that it holds in this subset, and in no other.
+    speak : callable
+        Told where names have to do.
+    """
     study = model.runs[0].resolve().parent.parent
     where: dict[str, dict[Path, set[str]]] = {}
     groups: dict[str, str] = {}
@@ -264,7 +280,7 @@ def _book(model: Model, subset: str, speak: Callable[[str], None]) -> dict[str, 
         # The same file may stand there under several names: whoever learnt one of them does not judge it.
         seen = {run: set[str]().union(*(where.get(i, {}).get(run, set()) for i in images)) for run in model.runs}
         may = tuple(run for run, subsets in seen.items() if subsets == {subset})
-        book[key] = (may, next((groups[i] for i in images if i in groups), images[0]))
+        book[key] = Entry(may, next((groups[i] for i in images if i in groups), images[0]), tuple(images))
     return book
 
 
@@ -293,52 +309,6 @@ def _copies(
         own = manifests.build(table, progress=lambda done, total: tell("reading the study's images", done, total))
         found |= {p.b for p in overlap(own, replace(cohort.manifest, cases=tuple(rest)), progress=tell)}
     return found
-
-
-def drawn(judged: Judged, limit: int | None, seed: int = 0) -> Judged:
-    """At most so many images: classes as they are mixed, one image a group before any second one, drawn by the seed.
-
-    Parameters
-    ----------
-    judged : Judged
-    limit : int or None
-        None: all.
-    seed : int
-    """
-    n = len(judged.cases)
-    if limit is not None and limit < 1:
-        raise SonobreastError(f"--limit {limit}", remedy="give 1 or more, or 0 for all images")
-    if limit is None or limit >= n:
-        return judged
-    rng = np.random.default_rng(seed)
-    place: dict[str, float] = {g: float(u) for g, u in zip(*_shuffled(judged.cases, rng), strict=True)}
-    order = sorted(range(n), key=lambda i: (place[judged.cases[i].group], judged.cases[i].image))
-    count: dict[tuple[str, str], int] = {}
-    turn = {}
-    for i in order:
-        key = (judged.cases[i].group, judged.cases[i].label)
-        turn[i] = count[key] = count.get(key, -1) + 1
-    order.sort(key=lambda i: turn[i])  # stable: first images of groups first
-    labels = sorted({c.label for c in judged.cases})
-    sizes = np.array([sum(c.label == name for c in judged.cases) for name in labels])
-    exact = limit * sizes / n
-    quota = np.floor(exact).astype(int)
-    for k in np.argsort(quota - exact, kind="stable")[: limit - int(quota.sum())]:
-        quota[k] += 1
-    chosen: list[int] = []
-    for name, size in zip(labels, quota, strict=True):
-        chosen += [i for i in order if judged.cases[i].label == name][:size]
-    chosen.sort()
-    return replace(
-        judged,
-        cases=tuple(judged.cases[i] for i in chosen),
-        runs=tuple(tuple(of[i] for i in chosen) for of in judged.runs),
-    )
-
-
-def _shuffled(cases: Sequence[Case], rng: np.random.Generator) -> tuple[list[str], Floats]:
-    groups = sorted({c.group for c in cases})
-    return groups, rng.random(len(groups))
 
 
 def answers(

@@ -229,8 +229,10 @@ _FROM_SCANS: dict[str, Callable[[U8], U8]] = {
     "negative of a scan": lambda scan: np.asarray(255 - scan, np.uint8),
     "scan upside down": lambda scan: np.ascontiguousarray(scan[::-1]),
 }
-KINDS = (*_DRAWN, *_FROM_SCANS)
-"""Kinds of outsiders, in the order of the tables; the last two are made from scans of the data set."""
+SCAN_KINDS = tuple(_FROM_SCANS)
+"""Kinds that are made from scans of the data set."""
+KINDS = (*_DRAWN, *SCAN_KINDS)
+"""Kinds of outsiders, in the order of the tables."""
 
 
 def drawn(kind: str, n: int, *, seed: int = 0) -> Iterator[Outsider]:

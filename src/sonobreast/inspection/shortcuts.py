@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sonobreast.config import dump_yaml
-from sonobreast.data.catalogue import DATA_SETS
 from sonobreast.data.cohort import Sources
 from sonobreast.data.inpaint import without_marks
 from sonobreast.data.marks import look
@@ -20,13 +18,12 @@ from sonobreast.data.masks_out import true_mask
 from sonobreast.environment import record
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation import shortcuts
-from sonobreast.evaluation.inspections import examined
 from sonobreast.evaluation.shortcuts_page import write as write_page
 from sonobreast.inspection import views
-from sonobreast.inspection.judges import Floats, Judged, Progress, answers, appoint, drawn, models_of
-from sonobreast.records import Case, atomic, write_json, write_table
-from sonobreast.training.fit import read_config
-from sonobreast.training.folder import alone, refuse_foreign
+from sonobreast.inspection.judges import Floats, Judged, Progress, answers, models_of
+from sonobreast.inspection.sample import about, sample
+from sonobreast.records import Case, write_json, write_table
+from sonobreast.training.folder import alone
 
 LIMIT = 400
 _KIND = "search for short-cuts"
@@ -78,19 +75,9 @@ def find_shortcuts(
     tell, speak = progress or (lambda stage, done, total: None), say or (lambda text: None)
     models = models_of(given, configurations)
     with alone(out):
-        refuse_foreign(out, _KIND)
-        every = appoint(models, sources, subset=subset, progress=tell, say=speak)
-        judged = drawn(every, limit, seed)
-        for why, n in every.skipped.items():
-            speak(f"{n} images are not judged: {why}")
-        if len(judged.cases) < len(every.cases):
-            speak(
-                f"{len(judged.cases)} of {len(every.cases)} images are drawn (seed {seed}), classes as they are mixed, "
-                "one image a group first; --limit 0 takes all"
-            )
-        with atomic(out / "config.yaml") as stream:
-            runs = [run.name for m in judged.models for run in m.runs]
-            stream.write(dump_yaml({"schema_version": 1, "kind": _KIND, "runs": runs}))
+        every, judged = sample(
+            models, sources, out, _KIND, limit=limit, subset=subset, seed=seed, progress=tell, say=speak
+        )
         outlined = _with_lesion(judged, speak)
         changed: dict[int, tuple[bool, ...]] = {}
 
@@ -111,7 +98,7 @@ def find_shortcuts(
             seed=seed,
         )
         content = {
-            "about": _about(every, judged, table, len(read), seed, subset),
+            "about": about(every, judged, len(read), subset=subset, seed=seed) | _counts(judged, table, len(read)),
             "not_applicable": _missing(found, bool(outlined)),
             **found,
             "environment": record(),
@@ -212,29 +199,13 @@ def _missing(found: dict[str, Any], outlined: bool) -> dict[str, str]:
     return missing
 
 
-def _about(every: Judged, judged: Judged, table: pd.DataFrame, read: int, seed: int, subset: str) -> dict[str, Any]:
-    sources = sorted({c.source for c in judged.cases})
+def _counts(judged: Judged, table: pd.DataFrame, read: int) -> dict[str, int]:
+    """How many images have which views; alike for all models."""
     first = table[table["model"] == judged.models[0].title]
     has = first[first["view"] == "background-filled"]
     return {
-        "models": [{"model": m.title, "runs": [r.name for r in m.runs]} for m in judged.models],
-        **examined([r for m in judged.models for r in m.runs]),
-        "name": ", ".join(DATA_SETS[s].title if s in DATA_SETS else s for s in sources),
-        "available": len(every.cases),
-        "drawn": len(judged.cases),
-        "unreadable": len(judged.cases) - read,
-        "own": every.own,
-        "skipped": every.skipped,
-        "subset": subset,
-        "seed": seed,
         "borrowed": int((has["label"] == "normal").sum()),
         "without_outline": read - len(has),
         "marked": int((first[first["view"] == "unmarked"]["changed"]).sum()),
         "unmarked": int((first["view"] == "calipers").sum()),
-        "fills_marks": [
-            m.title
-            for m in judged.models
-            if all(read_config(r)["recipe"]["preprocess"].get("inpaint_marks", False) for r in m.runs)
-        ],
-        "simulated": any(c.source == "phantom" for c in judged.cases),
     }

@@ -10,18 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sonobreast.config import dump_yaml
-from sonobreast.data.catalogue import DATA_SETS
 from sonobreast.data.cohort import Sources
 from sonobreast.environment import record
 from sonobreast.evaluation import robustness
-from sonobreast.evaluation.inspections import examined
 from sonobreast.evaluation.robustness_page import write as write_page
 from sonobreast.inspection.corruptions import CORRUPTIONS, STRENGTHS, U8, contact_sheet, corrupt, kind_named
-from sonobreast.inspection.judges import Floats, Judged, Progress, answers, appoint, drawn, models_of
-from sonobreast.records import atomic, write_json, write_table
-from sonobreast.training.fit import read_config
-from sonobreast.training.folder import alone, refuse_foreign
+from sonobreast.inspection.judges import Floats, Judged, Progress, answers, models_of
+from sonobreast.inspection.sample import about, sample
+from sonobreast.records import write_json, write_table
+from sonobreast.training.folder import alone
 
 LIMIT = 80
 """Images that are judged unless the caller says otherwise: 76 pictures of each, minutes for a small network."""
@@ -56,7 +53,7 @@ def stress_runs(
     kinds : sequence of str or None
         Corruptions; all by default.
     limit : int or None
-        Images at most, as `sonobreast.inspection.judges.drawn` draws them; None: all.
+        Images at most, as `sonobreast.inspection.sample.drawn` draws them; None: all.
     subset : {"test", "validation"}
         Of the study's own images.
     seed : int
@@ -79,18 +76,9 @@ def stress_runs(
     tell, speak = progress or (lambda stage, done, total: None), say or (lambda text: None)
     models = models_of(given, configurations)
     with alone(out):
-        refuse_foreign(out, _KIND)
-        every = appoint(models, sources, subset=subset, progress=tell, say=speak)
-        judged = drawn(every, limit, seed)
-        for why, n in every.skipped.items():
-            speak(f"{n} images are not judged: {why}")
-        if len(judged.cases) < len(every.cases):
-            speak(
-                f"{len(judged.cases)} of {len(every.cases)} images are drawn (seed {seed}), classes as they are mixed, "
-                "one image a group first; --limit 0 takes all"
-            )
-        with atomic(out / "config.yaml") as stream:
-            stream.write(dump_yaml({"schema_version": 1, "kind": _KIND, "runs": _run_names(judged)}))
+        every, judged = sample(
+            models, sources, out, _KIND, limit=limit, subset=subset, seed=seed, progress=tell, say=speak
+        )
         conditions = [(k, s) for k in names for s in range(1, STRENGTHS + 1)]
 
         def pictures(i: int, image: U8) -> list[U8]:
@@ -102,7 +90,7 @@ def stress_runs(
         tell("figures", 0, 0)
         found = robustness.analyse(table, resamples=resamples, seed=seed)
         content = {
-            "about": _about(every, judged, len(read), seed, subset),
+            "about": about(every, judged, len(read), subset=subset, seed=seed),
             "kinds_in_words": [
                 {"name": k, "title": c.title, "means": c.means, "unit": c.unit, "labels": c.labels}
                 for k in names
@@ -134,33 +122,6 @@ def _table(judged: Judged, read: Sequence[int], conditions: Sequence[tuple[str, 
 def _rounded(table: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, Any]]:
     text = {c: [f"{v:.6g}" for v in table[c]] for c in columns}
     return [{str(k): v for k, v in r.items()} for r in table.assign(**text).to_dict("records")]
-
-
-def _run_names(judged: Judged) -> list[str]:
-    return [run.name for m in judged.models for run in m.runs]
-
-
-def _about(every: Judged, judged: Judged, read: int, seed: int, subset: str) -> dict[str, Any]:
-    """What was judged by whom, for the page."""
-    sources = sorted({c.source for c in judged.cases})
-    fills = {
-        m.title: all(read_config(r)["recipe"]["preprocess"].get("inpaint_marks", False) for r in m.runs)
-        for m in judged.models
-    }
-    return {
-        "models": [{"model": m.title, "runs": [r.name for r in m.runs]} for m in judged.models],
-        **examined([r for m in judged.models for r in m.runs]),
-        "name": ", ".join(DATA_SETS[s].title if s in DATA_SETS else s for s in sources),
-        "available": len(every.cases),
-        "drawn": len(judged.cases),
-        "unreadable": len(judged.cases) - read,
-        "own": every.own,
-        "skipped": every.skipped,
-        "subset": subset,
-        "seed": seed,
-        "fills_marks": [title for title, does in fills.items() if does],
-        "simulated": any(c.source == "phantom" for c in judged.cases),
-    }
 
 
 def _sheet(kinds: Sequence[str]) -> bytes:
