@@ -261,7 +261,7 @@ def test_answers_hold_nothing_of_the_request(client: httpx.Client, scan: bytes) 
 def test_a_worker_without_memory_does_not_blame_the_file(
     client: httpx.Client, scan: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short(*_: object) -> None:
+    def short(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("PIL.Image.Image.load", short)

@@ -147,7 +147,8 @@ def test_a_second_interrupt_ends_it_at_once(single: Bundle) -> None:
                 break
             time.sleep(0.05)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1
+        # A third one may find Python taking its leave, where nothing catches it any more
+        assert process.returncode in (1, -signal.SIGINT)
         assert json.loads(errors.splitlines()[-1])["forced"] is True
         with suppress(httpx.HTTPError):  # or not even that
             assert taken.result().status_code == 500
