@@ -189,6 +189,25 @@ def test_masks_through_jpeg_are_masks(seed: int, side: int, quality: int, label:
 # Resizing
 
 
+@given(
+    seed=st.integers(0, 10_000),
+    height=st.integers(1, 40),
+    grey=st.floats(0.0, 0.2),
+    values=st.lists(st.integers(0, 255), min_size=1, max_size=5),
+)
+def test_some_rows_decide_as_all_of_them_do(seed: int, height: int, grey: float, values: list[int]) -> None:
+    """The short way out is taken only where the whole picture would say the same (its rule, written out)."""
+    rng = np.random.default_rng(seed)
+    picture = rng.choice(np.array([0, 255], np.uint8), (height, 50))
+    picture[rng.random(picture.shape) < grey] = 0
+    where = rng.random(picture.shape) < grey
+    picture[where] = rng.choice(np.array(values, np.uint8), int(where.sum()))
+    share = np.bincount(picture.ravel(), minlength=256) / picture.size
+    whole = share[0] > 0 if np.count_nonzero(share) <= 2 else share[224:].sum() > 0.001
+    whole = whole and (np.count_nonzero(share) <= 2 or share[224:].sum() + share[:32].sum() > 0.98)
+    assert is_mask(np.repeat(picture[..., None], 3, axis=2)) == whole
+
+
 def test_nearest_takes_the_pixel_at_the_centre() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     rows = np.floor((np.arange(32) + 0.5) * 50 / 32).astype(int)
