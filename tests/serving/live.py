@@ -62,9 +62,9 @@ def slowed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return go
 
 
-def waiting(client: httpx.Client, n: int) -> None:
+def waiting(client: httpx.Client, n: int, what: str = "images_waiting") -> None:
     for _ in range(500):
-        if f"sonobreast_images_waiting {n}\n" in client.get("/metrics").text:
+        if f"sonobreast_{what} {n}\n" in client.get("/metrics").text:
             return
         time.sleep(0.01)
     raise AssertionError(client.get("/metrics").text)

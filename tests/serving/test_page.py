@@ -116,6 +116,15 @@ def test_an_image_is_shown_with_bars_words_and_layers_that_fade(page: Any, predi
     assert np.abs(pixels(page) - picture).sum() != weak
 
 
+def test_the_page_says_what_the_model_is(page: Any, predictor: Predictor) -> None:
+    page.locator("#about summary").click()
+    page.locator("#about dl").wait_for()
+    terms, texts = (page.locator(f"#about {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    said = dict(zip(terms, texts, strict=True))
+    assert said["Fingerprint"] == predictor.bundle.fingerprint
+    assert said["Training domain"].lower().startswith(predictor.bundle.about.domain_in_words.lower())
+
+
 def test_sizes_need_a_spacing_that_makes_sense(page: Any, predictor: Predictor) -> None:
     page.fill("#spacing", "55")
     page.set_input_files("#files", str(scan(predictor)))

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 from tests.serving.live import parts
+from tests.serving.test_web import fuzz
 
 from sonobreast.errors import SonobreastError
 from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle
@@ -35,12 +36,12 @@ def told(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(bundle: Path, *options: str, errors: int = subprocess.PIPE) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running service and its address."""
     process = subprocess.Popen(
         [*COMMAND, "serve", str(bundle), "--port", "0", *options],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
     try:
@@ -162,3 +163,23 @@ def test_a_port_is_free_again_at_once(single: Bundle) -> None:
         process.wait(60)
         with serving(single.folder, "--port", port) as (_, again):
             assert again == address
+
+
+@pytest.mark.slow
+def test_twenty_thousand_mutated_uploads_leave_memory_flat(single: Bundle) -> None:
+    """The service is a process of its own: what the client of the test keeps is not counted."""
+
+    def resident(client: httpx.Client) -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return float(next(x for x in lines if x.startswith("process_resident_memory_bytes")).split()[1])
+
+    scan = (single.folder / SELF_TEST_IMAGE).read_bytes()
+    with (
+        serving(single.folder, errors=subprocess.DEVNULL) as (_, address),
+        httpx.Client(base_url=address, timeout=60.0, trust_env=False) as client,
+    ):
+        fuzz(client, scan, 2000, 1)
+        before = resident(client)
+        found = fuzz(client, scan, 18_000, 2)
+        assert set(found) <= {200, 400, 413, 415, 422}
+        assert resident(client) - before < 60e6

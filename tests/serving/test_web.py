@@ -457,7 +457,7 @@ def test_a_request_has_a_time_limit_and_its_place_stays_taken_while_it_runs(
         waiting(client, 1)  # the second was never begun
         go.set()
         waiting(client, 0)
-        assert "sonobreast_upload_bytes_held 0" in client.get("/metrics").text
+        waiting(client, 0, "upload_bytes_held")
 
 
 def test_slow_heads_and_slow_bodies_end(predictor: Predictor) -> None:
@@ -568,11 +568,6 @@ def fuzz(client: httpx.Client, scan: bytes, n: int, seed: int) -> dict[int, int]
     return found
 
 
-def resident(client: httpx.Client) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return float(next(x for x in lines if x.startswith("process_resident_memory_bytes")).split()[1])
-
-
 def test_mutated_uploads_are_refused_or_predicted(client: httpx.Client, scan: bytes) -> None:
     found = fuzz(client, scan, 300, 0)
     assert set(found) <= {200, 400, 413, 415, 422}
@@ -580,13 +575,3 @@ def test_mutated_uploads_are_refused_or_predicted(client: httpx.Client, scan: by
     assert found[422] > 100
     assert found[400] > 10
     assert client.get("/v1/health").status_code == 200
-
-
-@pytest.mark.slow
-def test_twenty_thousand_mutated_uploads_leave_memory_flat(predictor: Predictor, scan: bytes) -> None:
-    with live(predictor) as client:
-        fuzz(client, scan, 2000, 1)
-        before = resident(client)
-        found = fuzz(client, scan, 18_000, 2)
-        assert set(found) <= {200, 400, 413, 415, 422}
-        assert resident(client) - before < 60e6

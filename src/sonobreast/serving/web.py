@@ -99,6 +99,7 @@ class Model(BaseModel):
     calibrated: bool
     temperature: float | None
     coverage: float | None
+    domain: str
     unknown: list[str]
     training: dict[str, Any]
     metrics: dict[str, Any] | None
@@ -418,6 +419,7 @@ def _model(predictor: Predictor, settings: Settings) -> dict[str, Any]:
         calibrated=rule is not None,
         temperature=None if rule is None else rule.temperature,
         coverage=None if rule is None else 1.0 - rule.alpha,
+        domain=about.domain_in_words,
         unknown=wording.unknowns(about),
         training=about.training,
         metrics=about.metrics,

@@ -94,6 +94,7 @@ function describeModel() {
   const rows = [["Model", model.title], ["Fingerprint", model.fingerprint], ["Classes", model.classes.join(", ")]];
   for (const [name, value] of Object.entries(model.thresholds)) rows.push(["Threshold, " + name, fixed(value, 3)]);
   if (model.coverage !== null) rows.push(["Conformal sets", "hold the true class in " + percent(model.coverage) + " of the images of each class"]);
+  rows.push(["Training domain", sentence(model.domain)]);
   const found = (model.metrics && model.metrics.intervals) || {};
   const titles = { accuracy: "Accuracy", auc_malignant: "AUC, malignant against rest", sensitivity_malignant: "Sensitivity, malignant", specificity_malignant: "Specificity, malignant" };
   for (const [name, title] of Object.entries(titles)) {
