@@ -66,7 +66,8 @@ def study(place: Path, model: str, views: int) -> None:
     """Run one study in a process of its own and print what it takes."""
     from sonobreast.config import parse_recipe
     from sonobreast.data.cohort import Sources
-    from sonobreast.training.study import Reporter, run_study
+    from sonobreast.training.reporter import Reporter
+    from sonobreast.training.study import run_study
 
     started = time.perf_counter()
     stage = "start"

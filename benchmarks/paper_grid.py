@@ -57,7 +57,8 @@ def study(data: str, weights: str, out: str, repeats: int, views: int) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do
     started = time.perf_counter()
     from sonobreast.config import load_recipe
-    from sonobreast.training.study import Reporter, run_study
+    from sonobreast.training.reporter import Reporter
+    from sonobreast.training.study import run_study
 
     class Stages(Reporter):
         def __init__(self) -> None:

@@ -659,7 +659,7 @@ def export(
 @bundle_app.command("check")
 def bundle_check(bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]) -> None:
     """Compare a bundle's files with their digests and run its self-test here."""
-    from sonobreast.serving.bundle import check
+    from sonobreast.serving.self_test import check
 
     print_checked(check(bundle))
 

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from sonobreast.evaluation.comparison import Family
     from sonobreast.models.listing import Listed
     from sonobreast.serving.about import Variant
-    from sonobreast.serving.bundle import Bundle, Checked
+    from sonobreast.serving.bundle import Bundle
     from sonobreast.serving.export import Exported
     from sonobreast.serving.inference import Outcome
-    from sonobreast.training.study import Reporter
+    from sonobreast.serving.self_test import Checked
+    from sonobreast.training.reporter import Reporter
 
 
 def console() -> Any:
@@ -89,7 +90,7 @@ def staged(stage: Callable[[str, int], None], advance: Callable[..., None]) -> C
 
 
 def reporter(stage: Callable[[str, int], None], advance: Callable[..., None], say: Callable[[str], None]) -> Reporter:
-    from sonobreast.training.study import Reporter
+    from sonobreast.training.reporter import Reporter
 
     class Screen(Reporter):
         """Shows a study on the terminal."""

@@ -16,8 +16,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from sonobreast.errors import SonobreastError
-from sonobreast.serving.bundle import Bundle, check, open_bundle, write_bundle
+from sonobreast.serving.bundle import Bundle, open_bundle, write_bundle
 from sonobreast.serving.predictor import load_predictor
+from sonobreast.serving.self_test import check
 
 HEAVY = ("torch", "pandas", "scipy", "sklearn", "skimage", "matplotlib", "statsmodels", "onnx", "timm", "lightning")
 

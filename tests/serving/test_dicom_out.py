@@ -17,7 +17,8 @@ from tests.dicom_files import KEY, compressed, content, dataset, phantom, verify
 
 from sonobreast.data.dicom import read_dicom
 from sonobreast.errors import SonobreastError
-from sonobreast.serving.dicom_out import RESEARCH_USE, Algorithm, Finding, Written, write_dicom
+from sonobreast.serving.dicom_codes import Algorithm
+from sonobreast.serving.dicom_out import RESEARCH_USE, Finding, Written, write_dicom
 from sonobreast.serving.lesion import measure
 
 pytest.importorskip("highdicom", reason="needs sonobreast[dicom]")

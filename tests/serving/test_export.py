@@ -29,10 +29,11 @@ from sonobreast.models.listing import list_models
 from sonobreast.models.networks import NETWORKS, Entry
 from sonobreast.models.zoo import load_backbone, spread_levels
 from sonobreast.serving import export as exports
-from sonobreast.serving.bundle import Bundle, check
+from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.export import export, onnx_bytes
 from sonobreast.serving.onnx_file import inspect
 from sonobreast.serving.predictor import load_predictor
+from sonobreast.serving.self_test import check
 from sonobreast.training.fit import TrainedNetwork
 from sonobreast.training.graph import Together, together
 

@@ -15,10 +15,11 @@ from sonobreast.inspection.evaluate import find_runs
 from sonobreast.records import read_table
 from sonobreast.serving import export as exports
 from sonobreast.serving import variants
-from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle, check, open_bundle
+from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle, open_bundle
 from sonobreast.serving.export import export
 from sonobreast.serving.inference import infer
 from sonobreast.serving.predictor import load_predictor
+from sonobreast.serving.self_test import check
 from sonobreast.training.fit import load_run
 
 

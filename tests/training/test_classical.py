@@ -34,7 +34,8 @@ from sonobreast.training.classical import Prepared, class_weight_of, fit_classic
 from sonobreast.training.fit import Fold, is_finished, load_run, read_config
 from sonobreast.training.fitted import Fitted, class_weights
 from sonobreast.training.images import Images
-from sonobreast.training.study import Outcome, Reporter, run_study
+from sonobreast.training.reporter import Reporter
+from sonobreast.training.study import Outcome, run_study
 
 FOREST, SHAPE, FUSION = "RandomForest", "RandomForest+shape", "DeepFusion:test_resnet"
 

@@ -12,7 +12,8 @@ from tests.fake import tiny_recipe, write_busi
 from sonobreast.errors import SonobreastError
 from sonobreast.evaluation.report import write_report
 from sonobreast.records import read_json, read_table
-from sonobreast.training.study import Reporter, run_study
+from sonobreast.training.reporter import Reporter
+from sonobreast.training.study import run_study
 
 JOINT = {
     "data.subsample": None,

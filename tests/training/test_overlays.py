@@ -21,7 +21,8 @@ from sonobreast.evaluation.summary import study_metrics
 from sonobreast.records import SEGMENTATION_COLUMNS, Run, read_json, read_table, write_table
 from sonobreast.training import study
 from sonobreast.training.overlays import draw_overlays
-from sonobreast.training.study import Reporter, collect, run_study
+from sonobreast.training.reporter import Reporter
+from sonobreast.training.study import collect, run_study
 
 COUNTS = {"benign": 16, "malignant": 14, "normal": 9}
 NETWORKS = {("joint:a", "adam"): shifted(6), ("joint:b", "adam"): shifted(2, misses=0.0), ("plain", "adam"): None}

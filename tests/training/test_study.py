@@ -27,7 +27,8 @@ from sonobreast.errors import SonobreastError
 from sonobreast.records import read_json, read_table
 from sonobreast.training import study, view_file
 from sonobreast.training.fit import is_finished, load_run, read_config
-from sonobreast.training.study import Outcome, Reporter, run_study
+from sonobreast.training.reporter import Reporter
+from sonobreast.training.study import Outcome, run_study
 
 posix = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork are POSIX")
 STAGE_FILES = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -29,8 +28,6 @@ SELF_TEST_EXPECTED = "self_test/expected.json"
 MODEL_CARD = "model_card.md"
 TOLERANCE = 1e-3
 """Largest difference in probability between PyTorch at export and the bundle anywhere."""
-VARIANT_TOLERANCE = 0.05
-"""The same of a variant, between where it was written and anywhere: coarse numbers are rounded elsewhere there."""
 _CHUNK = 1 << 20
 
 
@@ -68,7 +65,7 @@ def open_bundle(folder: Path, *, only: tuple[str, ...] | None = None) -> Bundle:
     about, content = read_about(folder / ABOUT)
     fingerprint = hashlib.sha256(content).hexdigest()
     try:
-        stated = _plain_file(folder, DIGEST).read_bytes()
+        stated = plain_file(folder, DIGEST).read_bytes()
     except OSError as error:
         raise _altered(folder / DIGEST, "cannot be read") from error
     if stated != _digest_line(fingerprint):
@@ -78,7 +75,7 @@ def open_bundle(folder: Path, *, only: tuple[str, ...] | None = None) -> Bundle:
         if found not in names:
             raise _altered(folder / found, "does not belong to the bundle")
     for name, file in about.files.items():
-        path = _plain_file(folder, name)
+        path = plain_file(folder, name)
         if path.stat().st_size != file.bytes:
             raise _altered(path, f"has {path.stat().st_size} bytes, and {file.bytes} were written")
         if (only is None or name in only) and _digest(path) != file.sha256:
@@ -94,7 +91,7 @@ def network_bytes(bundle: Bundle, name: str = MODEL) -> bytes:
     SonobreastError
         If the file was altered.
     """
-    path = _plain_file(bundle.folder, name)
+    path = plain_file(bundle.folder, name)
     try:
         if path.stat().st_size > LARGEST:
             raise _altered(path, "is larger than any network's file can be")
@@ -104,69 +101,6 @@ def network_bytes(bundle: Bundle, name: str = MODEL) -> bytes:
     if hashlib.sha256(content).hexdigest() != bundle.about.files[name].sha256:
         raise _altered(path, "was altered or damaged")
     return content
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What `check` found.
-
-    Attributes
-    ----------
-    bundle : Bundle
-    difference : float
-        Largest difference in probability between the self-test here and what was expected.
-    """
-
-    bundle: Bundle
-    difference: float
-
-
-def check(folder: Path) -> Checked:
-    """Compare all files with their digests and run the self-test again.
-
-    Raises
-    ------
-    SonobreastError
-        As `open_bundle`; if the network cannot be run here; if the self-test differs by more than 1e-3 in probability.
-    """
-    from sonobreast.serving.predictor import load_predictor
-
-    bundle = open_bundle(folder)
-    image = _plain_file(folder, SELF_TEST_IMAGE)
-    expected = _expected(folder / SELF_TEST_EXPECTED, bundle.about.classes)
-    probability = load_predictor(bundle).probability(image)
-    difference = max(abs(float(p) - expected[c]) for c, p in zip(bundle.about.classes, probability, strict=True))
-    if not difference <= TOLERANCE:
-        raise SonobreastError(
-            f"the self-test differs by {difference:.2g} in probability; at most {TOLERANCE} is allowed",
-            file=image,
-            remedy="do not use the bundle here; say which processor and which version of onnxruntime this is",
-        )
-    for one in bundle.about.variants:
-        found = load_predictor(bundle, variant=one.name).probability(image)
-        gap = max(abs(float(p) - one.expected[c]) for c, p in zip(bundle.about.classes, found, strict=True))
-        if not gap <= VARIANT_TOLERANCE:
-            raise SonobreastError(
-                f"the self-test of the variant {one.name} differs by {gap:.2g} in probability; at most "
-                f"{VARIANT_TOLERANCE} is allowed",
-                file=folder / one.file,
-                remedy="use the bundle here without --variant; say which processor this is",
-            )
-    return Checked(bundle, difference)
-
-
-def _expected(file: Path, classes: list[str]) -> dict[str, float]:
-    """Expected probabilities, before calibration."""
-    try:
-        if file.stat().st_size > _CHUNK:
-            raise ValueError("too large")
-        stated = json.loads(file.read_text(encoding="utf-8"))["probability"]
-        values = {c: float(stated[c]) for c in classes}
-        if len(stated) != len(classes) or not all(math.isfinite(v) for v in values.values()):
-            raise ValueError("not a probability for each class")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SonobreastError(f"not the expected output of a self-test ({error})", file=file, remedy=REMEDY) from error
-    return values
 
 
 def write_bundle(folder: Path, about: Mapping[str, Any], files: Mapping[str, bytes]) -> Bundle:
@@ -233,7 +167,7 @@ def _digest_line(digest: str) -> bytes:
     return f"{digest}  {ABOUT}\n".encode()
 
 
-def _plain_file(folder: Path, name: str) -> Path:
+def plain_file(folder: Path, name: str) -> Path:
     path = folder / name
     # The bundle's own folder may be reached by a link, such as one that is called after the version in use
     if (path.parent != folder and path.parent.is_symlink()) or path.is_symlink() or not path.is_file():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sonobreast import __version__
 from sonobreast.data.dicom import is_dicom
-from sonobreast.serving.dicom_out import Algorithm, Finding, Made, Written, make_dicom, write_dicom
+from sonobreast.serving.dicom_codes import Algorithm
+from sonobreast.serving.dicom_out import Finding, Made, Written, make_dicom, write_dicom
 from sonobreast.serving.predictor import Prediction, Predictor
 from sonobreast.serving.readers import Place
 

@@ -3,9 +3,6 @@
 highdicom segments single-frame ultrasound only. Of a clip the frame that was looked at is therefore written as an image
 of its own (derived, cut to the B-mode region, new series), the segmentation belongs to that image, and the report
 refers to the frame of the clip. Patient data go from the source file into these files and nowhere else.
-
-Concept codes: SNOMED CT and DICOM where they have the meaning, the private scheme ``99SONOBREAST`` where not (what a
-classifier says of a picture is no diagnosis, so no code of a diagnosis is used for it).
 """
 
 from __future__ import annotations
@@ -23,29 +20,12 @@ from sonobreast.data.atomic import cannot_write, write_whole
 from sonobreast.data.dicom import OF_SPACING, DicomImage, read_dicom, require
 from sonobreast.data.hush import hushed
 from sonobreast.errors import SonobreastError
+from sonobreast.serving.dicom_codes import Algorithm, concept, series_number
+from sonobreast.serving.dicom_report import report
 from sonobreast.serving.dicom_source import read_source
 from sonobreast.serving.lesion import feret, largest, pieces
 
 RESEARCH_USE = "Research use only. Not a medical device. Computed by software; not read or confirmed by a physician."
-_SERIES = {"report": 9701, "segmentation": 9702, "image": 9703}
-SCHEME = "99SONOBREAST"
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """What computed the finding: goes into every output.
-
-    Attributes
-    ----------
-    name, version : str
-        Such as "joint:MobileNetV2" and the bundle's version.
-    parameters : tuple of str
-        Such as "calibration: temperature 1.3".
-    """
-
-    name: str
-    version: str
-    parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +181,6 @@ def _guarded(make: Callable[[], Made], name: Path | None) -> Made:
 
 
 def _make(source: Path | bytes, image: DicomImage, finding: Finding, algorithm: Algorithm) -> Made:
-    from sonobreast.serving.dicom_report import report
-
     origin = read_source(source)
     given = finding.spacing_mm
     notes = [n.text for n in image.notes if given is None or n.code not in OF_SPACING]
@@ -248,23 +226,6 @@ def _bytes(dataset: Any) -> bytes:
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
-
-
-def concept(value: str, scheme: str, meaning: str) -> Any:
-    """A coded concept."""
-    import highdicom as hd
-
-    return hd.sr.CodedConcept(value=value, scheme_designator=scheme, meaning=meaning)
-
-
-def private(value: str, meaning: str) -> Any:
-    """A concept that no public scheme has."""
-    return concept(value, SCHEME, meaning)
-
-
-def series_number(kind: str) -> int:
-    """High numbers, which scanners do not use: a viewer lists them last."""
-    return _SERIES[kind]
 
 
 def segment(base: Any, mask: NDArray[np.bool_], algorithm: Algorithm) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sonobreast.serving.dicom_out import Algorithm
+from sonobreast.serving.dicom_codes import SCHEME, Algorithm, concept, private, series_number
 
 _CLASSES = {"benign": ("30807003", "Benign"), "malignant": ("21594007", "Malignant"), "normal": ("17621005", "Normal")}
 _LONGEST_COMMENT = 1024
@@ -47,7 +46,6 @@ def report(
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
 
     from sonobreast import __version__
-    from sonobreast.serving.dicom_out import SCHEME, concept, private, series_number
 
     device = hd.sr.ObserverContext(
         observer_type=concept("121007", "DCM", "Device"),
@@ -146,8 +144,6 @@ def report(
 def _measurements(probabilities: Mapping[str, float], length_mm: float | None) -> list[Any]:
     import highdicom as hd
 
-    from sonobreast.serving.dicom_out import concept, private
-
     percent = concept("%", "UCUM", "Percent")
     found = []
     if length_mm is not None:
@@ -169,7 +165,6 @@ def _measurements(probabilities: Mapping[str, float], length_mm: float | None) -
 
 
 def _class_concept(label: str) -> Any:
-    from sonobreast.serving.dicom_out import concept, private
 
     if label in _CLASSES:
         return concept(_CLASSES[label][0], "SCT", _CLASSES[label][1])
@@ -179,8 +174,6 @@ def _class_concept(label: str) -> Any:
 def _frame_reference(origin: Any, frames: Sequence[int]) -> Any:
     """The frame of the clip that all of this is about."""
     import highdicom as hd
-
-    from sonobreast.serving.dicom_out import private
 
     return hd.sr.ImageContentItem(
         name=private("frame", "Frame that was judged"),

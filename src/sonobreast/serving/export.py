@@ -48,6 +48,7 @@ from sonobreast.serving.about import INTENDED_USE, MODEL, About, domain_statisti
 from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.onnx_file import inspect
 from sonobreast.serving.predictor import INPUT, open_session, softmax
+from sonobreast.serving.self_test import check
 from sonobreast.serving.variants import Made, check_names, judges, make_variants
 from sonobreast.training.fit import TrainedNetwork, load_run, read_config
 from sonobreast.training.graph import Member, Together, together
@@ -167,7 +168,7 @@ def export(
     }
     written = bundles.write_bundle(out, about, files)
     try:
-        bundles.check(out)
+        check(out)
     except BaseException:  # what failed its own test is no bundle
         shutil.rmtree(out, ignore_errors=True)
         raise

@@ -18,10 +18,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sonobreast.errors import SonobreastError
 from sonobreast.serving import logs
-from sonobreast.serving.bundle import Bundle, check
+from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.gate import App
 from sonobreast.serving.keys import read_keys
 from sonobreast.serving.predictor import load_predictor
+from sonobreast.serving.self_test import check
 from sonobreast.serving.settings import Settings, is_loopback
 from sonobreast.serving.web import create_app
 

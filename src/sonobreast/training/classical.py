@@ -39,7 +39,7 @@ from sonobreast.training.images import Images
 
 if TYPE_CHECKING:
     from sonobreast.training.fit import Fold
-    from sonobreast.training.study import Reporter
+    from sonobreast.training.reporter import Reporter
 
 TREES = 300
 FEATURE_COUNTS = (32, 64, 128, 256, 512)  # of which the fusion chooses one, or all there are

@@ -22,7 +22,7 @@ from sonobreast.training.frozen import bank_size, cache_key, compute_bank
 from sonobreast.training.head_settings import check_head_settings
 from sonobreast.training.images import Images
 from sonobreast.training.many_heads import Job, fit_heads
-from sonobreast.training.study import Reporter, stages
+from sonobreast.training.reporter import Reporter, stages
 
 HEAD_COLUMNS = (
     "design",

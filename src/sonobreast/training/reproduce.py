@@ -18,7 +18,7 @@ from sonobreast.evaluation import published, reproduction
 from sonobreast.records import Assignment, atomic, write_json, write_table
 from sonobreast.training.designs import DESIGN_COLUMNS, HEAD_COLUMNS, Design, train_designs
 from sonobreast.training.folder import alone, refuse_foreign
-from sonobreast.training.study import Reporter, stages
+from sonobreast.training.reporter import Reporter, stages
 
 
 def run_reproduction(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,22 +59,7 @@ from sonobreast.training.lesions import write_lesions
 from sonobreast.training.module import Precision
 from sonobreast.training.optimizers import check_optimizer
 from sonobreast.training.overlays import draw_overlays
-
-
-class Reporter:
-    """What a study tells while it runs; the base class keeps silent."""
-
-    def stage(self, title: str, total: int) -> None:
-        """A stage of ``total`` steps begins."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Steps of this stage are done."""
-
-    def runs(self, done: int, total: int) -> None:
-        """So many runs of the study are finished."""
-
-    def say(self, text: str) -> None:
-        """A sentence for the person who waits."""
+from sonobreast.training.reporter import Reporter, stages
 
 
 @dataclass(frozen=True)
@@ -179,21 +164,6 @@ def run_study(
         write_json(out / "failed.json", {"runs": failed})
         shutil.rmtree(out / "cache", ignore_errors=True)
     return Outcome(finished, len(known), failed)
-
-
-def stages(reporter: Reporter) -> Callable[[str, int, int], None]:
-    """A progress function for work that names its stages: (stage, done, of how many)."""
-    current, seen = "", 0
-
-    def progress(stage: str, done: int, total: int) -> None:
-        nonlocal current, seen
-        if stage != current:
-            reporter.stage(stage, total)
-            current, seen = stage, 0
-        reporter.advance(done - seen)
-        seen = done
-
-    return progress
 
 
 def _known_groups(out: Path) -> tuple[Path, str] | None:
