@@ -66,7 +66,7 @@ lock:
 	grep -vE '^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+|sonobreast)==|^-e ' .lock.all > requirements.lock
 	rm .lock.all
 
-# The environment of the Keras script that benchmarks/paper_grid.py is compared with; nothing else needs it.
+# The environment of the Keras scripts that benchmarks/paper_grid.py and service.py compare with; nothing else needs it.
 bench-keras: benchmarks/.keras/.installed
 
 benchmarks/.keras/.installed: benchmarks/requirements-keras.txt | $(INSTALLED)
