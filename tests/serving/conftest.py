@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.fake import tiny_recipe, write_busi
+from tests.serving.live import live
 
 from sonobreast.inspection.evaluate import find_runs
-from sonobreast.serving.bundle import Bundle
+from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle
 from sonobreast.serving.export import export
+from sonobreast.serving.predictor import Predictor
 from sonobreast.training.study import run_study
 
 
@@ -51,3 +55,16 @@ def single(study: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     """One run of the classifier, dense head."""
     out = tmp_path_factory.mktemp("single") / "bundle"
     return export(find_runs([study[0]], "test_resnet-adam")[:1], out).bundle
+
+
+@pytest.fixture(scope="module")
+def client(predictor: Predictor) -> Iterator[httpx.Client]:
+    """Of a service of the module's own ``predictor``."""
+    with live(predictor) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def scan(predictor: Predictor) -> bytes:
+    """The image of the self-test, as a file."""
+    return (predictor.bundle.folder / SELF_TEST_IMAGE).read_bytes()

@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from tests.serving.live import changed, live, parts
+from tests.serving.live import changed, parts
 from tests.serving.test_page import CHROMIUM, SHOWN, pixels
 
 from sonobreast.data.dicom import as_rgb, read_dicom
@@ -33,12 +32,6 @@ DCIODVFY = shutil.which("dciodvfy")
 def predictor(ensemble: Bundle) -> Predictor:
     # A threshold so low that the tiny network outlines something
     return changed(load_predictor(ensemble, threads=1), mask_threshold=0.3)
-
-
-@pytest.fixture(scope="module")
-def client(predictor: Predictor) -> Iterator[httpx.Client]:
-    with live(predictor) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.serving.live import live, parts, slowed, waiting
 
 from sonobreast.errors import SonobreastError
 from sonobreast.serving import answer, logs, server, web
-from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle
+from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.gate import LOCKED
 from sonobreast.serving.keys import Key, new_key, read_keys
 from sonobreast.serving.predictor import Predictor, load_predictor
@@ -33,17 +32,6 @@ PART = b'--b\r\nContent-Disposition: form-data; name="files"\r\n\r\n'
 @pytest.fixture(scope="module")
 def predictor(single: Bundle) -> Predictor:
     return load_predictor(single, threads=1)
-
-
-@pytest.fixture(scope="module")
-def client(predictor: Predictor) -> Iterator[httpx.Client]:
-    with live(predictor) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def scan(predictor: Predictor) -> bytes:
-    return (predictor.bundle.folder / SELF_TEST_IMAGE).read_bytes()
 
 
 def connected(client: httpx.Client) -> socket.socket:

@@ -24,7 +24,7 @@ from tests.serving.test_predictor import png
 
 from sonobreast.errors import SonobreastError
 from sonobreast.serving.answer import answer_file
-from sonobreast.serving.bundle import SELF_TEST_IMAGE, Bundle
+from sonobreast.serving.bundle import Bundle
 from sonobreast.serving.keys import new_key, read_keys, whose
 from sonobreast.serving.predictor import Predictor, load_predictor
 from sonobreast.serving.readers import Limits
@@ -45,17 +45,6 @@ RULE = {
 @pytest.fixture(scope="module")
 def predictor(ensemble: Bundle) -> Predictor:
     return load_predictor(ensemble, threads=1)
-
-
-@pytest.fixture(scope="module")
-def client(predictor: Predictor) -> Iterator[httpx.Client]:
-    with live(predictor) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def scan(predictor: Predictor) -> bytes:
-    return (predictor.bundle.folder / SELF_TEST_IMAGE).read_bytes()
 
 
 @pytest.fixture
